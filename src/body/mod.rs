@@ -1,0 +1,4 @@
+//! Request bodies: read before the provider is known, then presented to it as if nothing had been read.
+
+pub mod read;
+pub mod replay;

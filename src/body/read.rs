@@ -1,0 +1,85 @@
+//! Reads a JSON body whole, within its limits, validating while it arrives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header;
+use pingora_core::ErrorType;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::{Error, Result};
+use tokio::time::timeout;
+
+use crate::refusal::Refusal;
+use crate::units::joined;
+use crate::wire::json::{Fault, Member, Scanner};
+
+/// A JSON body that is complete and valid.
+pub struct Body {
+    pub bytes: Bytes,
+    pub members: Vec<Member>,
+}
+
+/// Why there is no body.
+pub enum Failed {
+    /// It is refused, and the client can be told.
+    Refused(Refusal),
+    /// The client is gone.
+    Gone(Box<Error>),
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Reads at most `max` bytes, waiting at most `idle` for each piece of them.
+pub async fn json(session: &mut ServerSession, max: usize, idle: Duration) -> Result<Body, Failed> {
+    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()).and_then(|length| length.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > max as u64) {
+        return Err(Refusal::BodyTooLarge { max }.into());
+    }
+    if session.req_header().headers.contains_key(header::EXPECT) {
+        session.write_continue_response().await.map_err(Failed::Gone)?;
+    }
+    let mut scanner = Scanner::new();
+    let mut pieces = Vec::new();
+    let mut read = 0usize;
+    while let Some(piece) = piece(session, idle).await? {
+        read = read.saturating_add(piece.len());
+        if read > max {
+            return Err(Refusal::BodyTooLarge { max }.into());
+        }
+        scanner.push(&piece).map_err(fault)?;
+        pieces.push(piece);
+    }
+    if declared.is_some_and(|length| length != read as u64) {
+        return Err(Refusal::BodyTruncated.into());
+    }
+    let members = scanner.finish().map_err(fault)?;
+    Ok(Body { bytes: joined(&pieces), members })
+}
+
+async fn piece(session: &mut ServerSession, idle: Duration) -> Result<Option<Bytes>, Failed> {
+    match timeout(idle, session.read_request_body()).await {
+        Err(_) => Err(Refusal::BodyTimeout.into()),
+        Ok(Ok(piece)) => Ok(piece),
+        Ok(Err(error)) => Err(match error.etype() {
+            ErrorType::ReadTimedout => Refusal::BodyTimeout.into(),
+            // The client may have closed one way only, and still be listening.
+            ErrorType::ConnectionClosed => Refusal::BodyTruncated.into(),
+            // Pingora names these, but does not export the names.
+            kind if kind.as_str() == "PrematureBodyEnd" => Refusal::BodyTruncated.into(),
+            kind if kind.as_str() == "InvalidChunk" => Refusal::InvalidBody.into(),
+            _ => Failed::Gone(error),
+        }),
+    }
+}
+
+fn fault(fault: Fault) -> Failed {
+    Failed::Refused(match fault {
+        Fault::Syntax { reason, at } => Refusal::InvalidJson { reason, at },
+        Fault::DuplicateKey { key } => Refusal::DuplicateKey { key },
+    })
+}

@@ -1,0 +1,109 @@
+//! The verbs: `run`, `check`, `route`, `keys`.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Process, Settings};
+use crate::listen::run::{self, FromFile};
+
+mod keys;
+mod route;
+
+/// An edge gateway for speech: one address, one key and one API in front of every speech provider.
+#[derive(Debug, Parser)]
+#[command(name = "aulos", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve, until SIGTERM.
+    Run(Run),
+    /// Read the config and say everything that is wrong with it.
+    Check(Config),
+    /// Say what would become of one request, and why. Nothing is sent.
+    Route(route::Route),
+    /// Make a key, or see which key of the config a text is.
+    #[command(subcommand)]
+    Keys(keys::Keys),
+}
+
+#[derive(Debug, Args)]
+struct Config {
+    /// The config file.
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/aulos/aulos.toml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    config: Config,
+    /// Serve everybody where the config has no keys.
+    #[arg(long)]
+    insecure: bool,
+}
+
+/// Runs the verb that was asked for. 0: well; 1: not; 2: the arguments are off.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging();
+    let done = match &cli.verb {
+        Verb::Run(run) => serve(run),
+        Verb::Check(config) => check(config),
+        Verb::Route(route) => route::route(route),
+        Verb::Keys(keys) => keys::keys(keys),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{}", why.trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Pingora says at `debug` and `trace` what heads and bodies hold: those levels are for our own lines only, unless
+/// they are asked for by name.
+fn logging() {
+    let env = env_logger::Env::default().default_filter_or("info,pingora=error,pingora_core=error,pingora_proxy=error");
+    env_logger::Builder::from_env(env).format_target(false).init();
+}
+
+fn serve(run: &Run) -> Result<(), String> {
+    let source = FromFile { path: run.config.config.clone(), env: Process };
+    if run.insecure {
+        log::warn!("--insecure: without keys in the config, everybody who reaches the listener is served");
+    }
+    run::run(source, run.insecure, run::announce).map_err(|failure| failure.to_string())
+}
+
+fn check(args: &Config) -> Result<(), String> {
+    let settings = load(args)?;
+    crate::listen::tls::Certificates::load(&settings.server.listen)?;
+    println!(
+        "{} is fine: {} providers, {} models, {} aliases, {} keys",
+        args.config.display(),
+        settings.providers.len(),
+        settings.models.len(),
+        settings.aliases.len(),
+        settings.keys.len()
+    );
+    if settings.keys.is_empty() {
+        println!("note: no key is configured, so `aulos run` will not serve without --insecure");
+    }
+    Ok(())
+}
+
+/// Loads the config; warnings are said, complaints are the error.
+fn load(args: &Config) -> Result<Settings, String> {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (settings, warnings) = config::load(&args.config, &Process).map_err(|complaints| complaints.render(colour))?;
+    warnings.iter().for_each(|warning| eprintln!("{}", warning.render(colour)));
+    Ok(settings)
+}

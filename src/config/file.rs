@@ -1,0 +1,298 @@
+//! The config as it is written: every key of this version, what it may hold and what it is when it is absent.
+//! Who may use what is in `access.rs`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use toml::de::{DeTable, DeValue};
+
+use super::access;
+use super::complaint::{Finding, quote};
+use super::names::Names;
+use super::secret;
+use super::settings::{BaseUrl, Limits, Listener, Model, Provider, Route, Server, Settings, Timeouts, Tls};
+use super::table::{Entry, Item, Reader, Section};
+use super::values;
+use crate::provider;
+
+const DURATION: &str = "a time such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most 24h";
+const SIZE: &str = "a size such as \"64KiB\", \"1MiB\" or \"100MB\", or a number of bytes";
+const ADDRESS: &str = "an IP address and a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
+const PATH: &str = "the path of a file or directory";
+const WORD: &str = "a name of 1 to 256 bytes without control characters";
+/// More threads than any machine has use for.
+const THREADS_MAX: usize = 1024;
+/// More than the file descriptors of a process.
+const IN_FLIGHT_MAX: usize = 1_000_000;
+
+/// Reads a whole tree. What is wrong is reported to `reader`; the settings are good only if nothing was.
+pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
+    let mut root = Section::root(reader, tree);
+    let server = server(reader, root.section("server"));
+    let timeouts = timeouts(root.section("timeouts"));
+    let limits = limits(root.section("limits"));
+    let (written_providers, written_models) = (root.section("providers").named(), root.section("models").named());
+    let (written_aliases, written_keys) = (root.section("aliases").named(), root.section("keys").named());
+    let written_paths = root.section("paths").named();
+    root.finish();
+
+    let names = Names::new(&written_providers, &written_models, &written_aliases);
+    let named =
+        |(name, item): Entry<'_, '_>| Some((name.get_ref().clone(), provider(reader, name.into_inner(), item)?.into()));
+    let providers = written_providers.into_iter().filter_map(named);
+    let named = |(name, item): Entry<'_, '_>| Some((name.into_inner(), model(item, &names)?));
+    let models = written_models.into_iter().filter_map(named);
+    Settings {
+        server,
+        timeouts,
+        limits,
+        providers: providers.collect(),
+        models: models.collect(),
+        aliases: names.aliases(reader, written_aliases),
+        keys: access::keys(reader, written_keys, &names),
+        paths: access::paths(reader, written_paths, &names),
+    }
+}
+
+fn server(reader: &Reader<'_>, mut table: Section) -> Server {
+    let mut taken = Vec::new();
+    let listen = match table.take("listen") {
+        Some(item) => listeners(reader, item, &mut taken),
+        None => vec![Listener { addr: loopback(8080), tls: None }],
+    };
+    let admin = table.take("admin").map_or(Some(loopback(9090)), |item| admin(reader, &item, &mut taken));
+    let mut switch = |key, absent| table.take(key).and_then(|item| item.switch()).unwrap_or(absent);
+    let (public_health, public_catalog) = (switch("public_health", true), switch("public_catalog", false));
+    let closed_models = switch("closed_models", false);
+    let state_dir = table.take("state_dir").and_then(|item| path(reader, &item));
+    let drain = duration(&mut table, "drain", 300);
+    let header =
+        table.take("user_path_header").and_then(|item| item.parse("the name of a header of its own", own_header));
+    let status = table.take("access_denied_status").and_then(|item| denied_status(reader, &item));
+    let threads = table.take("threads").and_then(|item| item.integer(1..=THREADS_MAX));
+    table.finish();
+    Server {
+        listen,
+        admin,
+        state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/aulos")),
+        public_health,
+        public_catalog,
+        closed_models,
+        drain,
+        user_path_header: header.unwrap_or(HeaderName::from_static("x-aulos-user-path")),
+        access_denied_status: status.unwrap_or(403),
+        threads,
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// Addresses that are taken, and where the file says so.
+type Taken = Vec<(SocketAddr, Range<usize>)>;
+
+fn listeners(reader: &Reader<'_>, item: Item, taken: &mut Taken) -> Vec<Listener> {
+    let nothing = item.refuse("a list of at least one address");
+    let Some(items) = item.list() else { return Vec::new() };
+    if items.is_empty() {
+        reader.report(nothing);
+    }
+    items.into_iter().filter_map(|item| listener(reader, item, taken)).collect()
+}
+
+fn listener(reader: &Reader<'_>, item: Item, taken: &mut Taken) -> Option<Listener> {
+    if !matches!(item.value(), DeValue::Table(_)) {
+        let addr = item.parse(ADDRESS, |text| text.parse().ok());
+        return addr.map(|addr| Listener { addr: claim(reader, addr, &item, taken), tls: None });
+    }
+    let help = "a listener in braces speaks TLS and has `addr`, `cert` and `key`; one in clear is the address alone";
+    let mut table = item.section()?;
+    let addr = table.require("addr", help).and_then(|item| {
+        let addr = item.parse(ADDRESS, |text| text.parse().ok())?;
+        Some(claim(reader, addr, &item, taken))
+    });
+    let cert = table.require("cert", help).and_then(|item| path(reader, &item));
+    let key = table.require("key", help).and_then(|item| path(reader, &item));
+    let h2 = table.take("h2").map_or(Some(true), |item| item.switch());
+    table.finish();
+    Some(Listener { addr: addr?, tls: Some(Tls { cert: cert?, key: key?, h2: h2? }) })
+}
+
+/// Port 0 asks the system for a free one, so it may stand twice.
+fn claim(reader: &Reader<'_>, addr: SocketAddr, item: &Item, taken: &mut Taken) -> SocketAddr {
+    match taken.iter().find(|(other, _)| *other == addr && addr.port() != 0) {
+        Some((_, first)) => reader.report(
+            Finding::error(item.span(), format!("{} is listened on twice", quote(&addr.to_string())))
+                .second(first.clone(), "first here"),
+        ),
+        None => taken.push((addr, item.span())),
+    }
+    addr
+}
+
+fn admin(reader: &Reader<'_>, item: &Item, taken: &mut Taken) -> Option<SocketAddr> {
+    match item.value() {
+        DeValue::Boolean(false) => None,
+        DeValue::String(text) if text == "off" => None,
+        _ => {
+            let addr =
+                item.parse("an IP address and a port, such as \"127.0.0.1:9090\", or false", |text| text.parse().ok());
+            addr.map(|addr| claim(reader, addr, item, taken))
+        }
+    }
+}
+
+/// A header that only says the user path: none that HTTP or a credential needs.
+fn own_header(text: &str) -> Option<HeaderName> {
+    const TAKEN: [&str; 20] = [
+        "accept",
+        "api-key",
+        "authorization",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "transfer-encoding",
+        "trailer",
+        "upgrade",
+        "x-api-key",
+        "x-aulos-model",
+        "x-aulos-provider",
+        "x-goog-api-key",
+        "xi-api-key",
+    ];
+    HeaderName::try_from(text).ok().filter(|name| !TAKEN.contains(&name.as_str()))
+}
+
+fn denied_status(reader: &Reader<'_>, item: &Item) -> Option<u16> {
+    match item.integer(0..=999)? {
+        400 => Some(400),
+        403 => Some(403),
+        _ => {
+            reader.report(item.refuse("403, or 400 for clients that come from GoModel"));
+            None
+        }
+    }
+}
+
+fn path(reader: &Reader<'_>, item: &Item) -> Option<PathBuf> {
+    item.parse(PATH, |text| (!text.is_empty() && !text.contains('\0')).then(|| reader.base.join(text)))
+}
+
+fn duration(table: &mut Section, key: &'static str, absent_secs: u64) -> Duration {
+    let written = table.take(key).and_then(|item| item.parse(DURATION, values::duration));
+    written.unwrap_or(Duration::from_secs(absent_secs))
+}
+
+fn timeouts(mut table: Section) -> Timeouts {
+    let timeouts = Timeouts {
+        header: duration(&mut table, "header", 10),
+        connect: duration(&mut table, "connect", 2),
+        first_byte: duration(&mut table, "first_byte", 120),
+        idle: duration(&mut table, "idle", 60),
+    };
+    table.finish();
+    timeouts
+}
+
+fn limits(mut table: Section) -> Limits {
+    let size = |item: Item| match item.value() {
+        DeValue::Integer(_) => item.integer(1..=usize::MAX),
+        _ => item.parse(SIZE, values::size),
+    };
+    let json_body = table.take("json_body").and_then(size).unwrap_or(1 << 20);
+    let chat_body = table.take("chat_body").and_then(size).unwrap_or(json_body);
+    let in_flight = table.take("in_flight").and_then(|item| item.integer(1..=IN_FLIGHT_MAX)).unwrap_or(4096);
+    table.finish();
+    Limits { json_body, chat_body, in_flight }
+}
+
+fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
+    let mut table = item.section()?;
+    let kinds = || provider::ALL.iter().map(|provider| provider.kind());
+    let help = format!("it says which API the provider speaks: {}", kinds().collect::<Vec<_>>().join(", "));
+    let kind = table.require("kind", &help).and_then(|item| {
+        let text = item.text("the name of a kind of provider")?;
+        let kind = provider::by_kind(text);
+        if kind.is_none() {
+            let finding = Finding::error(item.span(), format!("there is no kind of provider {}", quote(text)));
+            reader.report(finding.suggest(text, "there are", kinds()));
+        }
+        kind
+    });
+    let base_url = match table.take("base_url") {
+        Some(item) => base_url(reader, &item),
+        None => kind.and_then(|kind| {
+            let url = kind.base_url().and_then(values::base_url);
+            if url.is_none() {
+                let message = format!("`base_url` is missing in {}", quote(table.path()));
+                reader.report(
+                    Finding::error(table.span(), message).help("this kind of provider has no address of its own"),
+                );
+            }
+            url
+        }),
+    };
+    let keys = table.take("keys");
+    let key = secret::of_provider(reader, &name, table.span(), keys);
+    table.finish();
+    Some(Provider { name, kind: kind?, base_url: base_url?, key })
+}
+
+/// Not shown where it is wrong: it may hold a password.
+fn base_url(reader: &Reader<'_>, item: &Item) -> Option<BaseUrl> {
+    let url = item.value().as_str().and_then(values::base_url);
+    match url {
+        Some(_) => reader.show(item.span()),
+        None => reader.report(
+            item.refuse("`http://` or `https://`, a host, perhaps a port and a path")
+                .help("it is not shown because it may hold a password; user, query and fragment are refused"),
+        ),
+    }
+    url
+}
+
+fn model(item: Item, names: &Names) -> Option<Model> {
+    let reader = item.reader;
+    let mut table = item.section()?;
+    let help = "it says where the model is: routes = [\"provider/model\"]";
+    let routes = table.require("routes", help).and_then(|item| routes(reader, item, names));
+    let voices = table.take("voices").and_then(|item| words(reader, item));
+    let formats = table.take("formats").and_then(|item| words(reader, item));
+    let input_chars_max = table.take("input_chars_max").and_then(|item| item.integer(1..=usize::MAX));
+    table.finish();
+    Some(Model { routes: routes?, voices, formats, input_chars_max })
+}
+
+fn routes(reader: &Reader<'_>, item: Item, names: &Names) -> Option<Vec<Route>> {
+    let none = item.refuse("a list of one `provider/model`");
+    let items = item.list()?;
+    match items.as_slice() {
+        [] => reader.report(none),
+        [_] => {}
+        [_, second, ..] => {
+            let finding = Finding::error(second.span(), "several routes for one model are not supported yet");
+            reader.report(finding.help("leave one route in the list"));
+        }
+    }
+    Some(items.iter().filter_map(|item| names.route(item)).collect())
+}
+
+/// A list that is not empty, of words that are not.
+fn words(reader: &Reader<'_>, item: Item) -> Option<Vec<String>> {
+    let empty = item.refuse("a list of at least one name").help("leave the key out to let the provider decide");
+    let items = item.list()?;
+    if items.is_empty() {
+        reader.report(empty);
+    }
+    Some(items.iter().filter_map(|item| item.parse(WORD, values::name)).map(str::to_owned).collect())
+}

@@ -1,0 +1,184 @@
+//! The config as it runs: parsed, checked and resolved. No string is left to interpret here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::units::{KeyHash, Secret};
+
+/// Everything one state of the gateway is built from. Reload builds a new one and swaps the pointer.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub server: Server,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    /// By the operator's name for them, which is also the hint in `provider/model`.
+    pub providers: BTreeMap<String, Arc<Provider>>,
+    /// By the name clients ask for.
+    pub models: BTreeMap<String, Model>,
+    /// Another name for a model of `models`, or for a `provider/model`.
+    pub aliases: BTreeMap<String, String>,
+    pub keys: Vec<Arc<Key>>,
+    /// Allow lists of user paths: a rule holds for its path and everything below.
+    pub paths: BTreeMap<String, Vec<Selector>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub listen: Vec<Listener>,
+    pub admin: Option<SocketAddr>,
+    /// Where records are written.
+    pub state_dir: PathBuf,
+    /// Bare `/livez` and `/readyz` on the public listeners too.
+    pub public_health: bool,
+    /// Models and voices may be listed without a key.
+    pub public_catalog: bool,
+    /// Only what `models` and `aliases` name is served.
+    pub closed_models: bool,
+    /// How long running requests may go on after SIGTERM.
+    pub drain: Duration,
+    /// The header that names a user path below the key's own.
+    pub user_path_header: HeaderName,
+    /// Status of `model_access_denied`: 403, or 400 for clients that come from GoModel.
+    pub access_denied_status: u16,
+    /// Worker threads of the proxy; `None`: one a core.
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub addr: SocketAddr,
+    pub tls: Option<Tls>,
+}
+
+/// Certificate and key are read again on every reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Offer HTTP/2 by ALPN.
+    pub h2: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// The whole request head.
+    pub header: Duration,
+    /// TCP and TLS to a provider.
+    pub connect: Duration,
+    /// Request sent, answer not begun.
+    pub first_byte: Duration,
+    /// Between two pieces of an upload or an answer.
+    pub idle: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a JSON body.
+    pub json_body: usize,
+    /// Bytes of the JSON body of a chat, which may carry audio.
+    pub chat_body: usize,
+    /// Requests at once.
+    pub in_flight: usize,
+}
+
+#[derive(Debug)]
+pub struct Provider {
+    pub name: String,
+    pub kind: &'static dyn crate::provider::Provider,
+    pub base_url: BaseUrl,
+    /// The credential sent to it; `None` where it asks for none.
+    pub key: Option<Secret>,
+}
+
+/// `scheme://host[:port][/path]`, taken apart once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    /// Without a trailing slash; empty for none.
+    pub path: String,
+}
+
+impl BaseUrl {
+    /// What goes into `Host`: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let default = if self.tls { 443 } else { 80 };
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == default { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub routes: Vec<Route>,
+    /// What the operator says the model can do; what is `None` is asked of the catalog, then left to the provider.
+    pub voices: Option<Vec<String>>,
+    pub formats: Option<Vec<String>>,
+    /// Code points of `input`.
+    pub input_chars_max: Option<usize>,
+}
+
+/// One `provider/model` behind a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub provider: String,
+    pub model: String,
+}
+
+#[derive(Debug)]
+pub struct Key {
+    /// The operator's name for it, which records carry; never the key.
+    pub name: String,
+    pub hash: KeyHash,
+    /// Normalised: begins with a slash, no empty segment, no slash at the end (`/` alone is the root).
+    pub user_path: String,
+    pub workspace: Option<String>,
+    /// `None`: every model.
+    pub allow: Option<Vec<Selector>>,
+    pub expires: Option<jiff::Timestamp>,
+    pub disabled: bool,
+}
+
+/// What an allow list may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// `/`: everything.
+    All,
+    /// `provider/`: everything at a provider.
+    Provider(String),
+    /// `provider/model`: one model at one provider.
+    Exact { provider: String, model: String },
+    /// A bare name: a model, an alias, or a provider's model of that name.
+    Name(String),
+}
+
+impl Settings {
+    /// Only what `models` and `aliases` name is served.
+    pub fn closed_models(&self) -> bool {
+        self.server.closed_models
+    }
+}
+
+impl Provider {
+    /// Whether this is the service its kind is named after, and not another that speaks its API.
+    pub fn is_original(&self) -> bool {
+        self.kind.base_url().and_then(|url| url.split_once("://")).is_some_and(|(scheme, rest)| {
+            let tls = scheme == "https";
+            let (host, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+            self.base_url.tls == tls && self.base_url.authority() == host && self.base_url.path == path
+        })
+    }
+}
+
+impl Limits {
+    /// Bytes of a body to this endpoint.
+    pub fn body(&self, endpoint: crate::surface::Endpoint) -> usize {
+        if endpoint == crate::surface::Endpoint::Chat { self.chat_body } else { self.json_body }
+    }
+}

@@ -1,0 +1,284 @@
+//! One request from its head to its records. Whatever way it ends, it is recorded: the last way out is `Drop`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use http::StatusCode;
+use jiff::Timestamp;
+
+use crate::metrics::{Metrics, OTHER};
+use crate::records::{Line, Slot};
+use crate::refusal::Refusal;
+use crate::stage::authenticate::Caller;
+use crate::stage::inspect::{Call, Task};
+use crate::stage::meter::Meter;
+use crate::stage::record::{self, Attempted, End, Outcome, Request, Served};
+use crate::stage::route::Plan;
+use crate::state::State;
+use crate::surface::Endpoint;
+use crate::wire::mask::Mask;
+use crate::wire::splice::Splice;
+
+/// The per-request context.
+pub struct Exchange {
+    /// Ours, unique, never the client's choice.
+    pub id: String,
+    pub arrived: Instant,
+    pub ts: Timestamp,
+    /// The config the request began with, and ends with.
+    pub state: Arc<State>,
+    metrics: Arc<Metrics>,
+    pub request: Request,
+    pub endpoint: Option<Endpoint>,
+    pub caller: Option<Caller>,
+    pub progress: Progress,
+    pub meter: Meter,
+    /// What the client was told.
+    pub status: Option<u16>,
+    /// Room for the records; gone when they are handed over.
+    slot: Option<Slot>,
+    in_flight: Option<InFlight>,
+    ended: bool,
+}
+
+/// One question: was it let in?
+pub enum Progress {
+    /// Nothing is decided yet.
+    Arrived,
+    /// Every question is answered: no field inside is optional.
+    Admitted(Box<Admitted>),
+    /// We answered it ourselves, with something other than a refusal.
+    Answered,
+    Refused(Refusal),
+}
+
+/// A request that may be forwarded.
+pub struct Admitted {
+    pub call: Call,
+    pub plan: Plan,
+    /// Bytes of the body, as the client sent it.
+    pub body_len: usize,
+    pub attempts: Vec<Attempt>,
+}
+
+/// One try at one peer. A second try begins with a fresh one: the body is replayed.
+pub struct Attempt {
+    pub began: Instant,
+    pub connected: Option<Instant>,
+    pub splice: Splice,
+    pub mask: Option<Mask>,
+    /// Interim answers seen.
+    pub interim: usize,
+    pub log: Attempted,
+}
+
+/// The count of requests that are being served.
+#[derive(Debug, Default)]
+pub struct Load(AtomicUsize);
+
+/// One of them.
+pub struct InFlight(Arc<Load>, Arc<Metrics>);
+
+impl Load {
+    /// Counts one more, if fewer than `max` are being served.
+    pub fn enter(self: &Arc<Self>, max: usize, metrics: &Arc<Metrics>) -> Option<InFlight> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        metrics.in_flight.inc();
+        let entered = InFlight(Arc::clone(self), Arc::clone(metrics));
+        (before < max).then_some(entered)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.1.in_flight.dec();
+    }
+}
+
+impl Exchange {
+    pub fn new(id: String, arrived: Instant, ts: Timestamp, state: Arc<State>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            id,
+            arrived,
+            ts,
+            state,
+            metrics,
+            request: Request::default(),
+            endpoint: None,
+            caller: None,
+            progress: Progress::Arrived,
+            meter: Meter::default(),
+            status: None,
+            slot: None,
+            in_flight: None,
+            ended: false,
+        }
+    }
+
+    /// From here on the request is counted, and whatever becomes of it is recorded.
+    pub fn begin(&mut self, slot: Slot, in_flight: Option<InFlight>) {
+        self.slot = Some(slot);
+        self.in_flight = in_flight;
+    }
+
+    pub fn admitted(&self) -> Option<&Admitted> {
+        match &self.progress {
+            Progress::Admitted(admitted) => Some(admitted),
+            _ => None,
+        }
+    }
+
+    pub fn admitted_mut(&mut self) -> Option<&mut Admitted> {
+        match &mut self.progress {
+            Progress::Admitted(admitted) => Some(admitted),
+            _ => None,
+        }
+    }
+
+    /// The attempt that is under way.
+    pub fn attempt_mut(&mut self) -> Option<&mut Attempt> {
+        self.admitted_mut()?.attempts.last_mut()
+    }
+
+    /// The end of the request. `error`: the code of what went wrong. `audited`: false where a flood is not written
+    /// down one by one.
+    pub fn end(&mut self, end: End, error: Option<&'static str>, now: Instant, audited: bool) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.in_flight = None;
+        let outcome = self.outcome(end, now);
+        self.measure(end, &outcome);
+        let Some(slot) = self.slot.take() else { return };
+        let usage: Option<Box<dyn Line>> = self.served().map(|served| Box::new(record::usage(served, &outcome)) as _);
+        let audit = audited.then(|| {
+            let caller = self.caller.as_ref().map(|caller| (caller.key.name.clone(), caller.spelling));
+            let attempts = self.admitted().map(|a| a.attempts.iter().map(|a| a.log.clone()).collect());
+            let request = std::mem::take(&mut self.request);
+            Box::new(record::audit(request, caller, &outcome, error, attempts.unwrap_or_default())) as Box<dyn Line>
+        });
+        slot.write(usage, audit);
+    }
+
+    fn outcome(&self, end: End, now: Instant) -> Outcome {
+        Outcome {
+            ts: self.ts,
+            id: self.id.clone(),
+            attempts: self.admitted().map_or(0, |admitted| admitted.attempts.len()),
+            status: self.status,
+            end,
+            bytes_in: self.meter.bytes_in,
+            bytes_out: self.meter.bytes_out,
+            ttfb: self.meter.first_out.map(|first| first.saturating_duration_since(self.arrived)),
+            duration: now.saturating_duration_since(self.arrived),
+        }
+    }
+
+    /// A usage record is owed for what was forwarded, and nothing else.
+    fn served(&self) -> Option<Served> {
+        let (admitted, caller) = (self.admitted()?, self.caller.as_ref()?);
+        if admitted.attempts.is_empty() {
+            return None;
+        }
+        let (input_chars, format) = match &admitted.call.task {
+            Task::Speech(speech) => (Some(speech.input_chars), Some(speech.format.clone().unwrap_or("mp3".to_owned()))),
+            Task::Chat(chat) => (None, chat.format.clone()),
+        };
+        Some(Served {
+            key: caller.key.name.clone(),
+            user_path: caller.user_path.clone(),
+            workspace: caller.key.workspace.clone(),
+            op: admitted.call.endpoint.op(),
+            model_asked: admitted.call.model.clone(),
+            model: admitted.plan.model.clone(),
+            provider: admitted.plan.provider.name.clone(),
+            provider_model: admitted.plan.provider_model.clone(),
+            input_chars,
+            format,
+            stream: admitted.call.stream(),
+        })
+    }
+
+    fn measure(&self, end: End, outcome: &Outcome) {
+        let op = self.endpoint.map_or("none", Endpoint::op);
+        let (model, provider) = match self.admitted() {
+            Some(admitted) if self.state.is_configured_model(&admitted.plan.model) => {
+                (admitted.plan.model.as_str(), admitted.plan.provider.name.as_str())
+            }
+            Some(admitted) => (OTHER, admitted.plan.provider.name.as_str()),
+            None => ("", ""),
+        };
+        let class = outcome.status.and_then(|status| StatusCode::from_u16(status).ok()).map_or("none", status_class);
+        self.metrics.requests.with_label_values(&[op, model, provider, class, end.label()]).inc();
+        self.metrics.duration.with_label_values(&[op]).observe(outcome.duration.as_secs_f64());
+        if let (Some(first), Some(Endpoint::Speech), Some(200)) = (outcome.ttfb, self.endpoint, outcome.status) {
+            self.metrics.first_audio.with_label_values(&[model, provider]).observe(first.as_secs_f64());
+        }
+    }
+}
+
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// A request that nobody ended was cut by a panic in a filter, or by the end of the process.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let end = if std::thread::panicking() { End::Panic } else { End::Drained };
+        if !self.ended && self.slot.is_some() {
+            self.end(end, None, Instant::now(), true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Records;
+    use crate::stage::testing;
+
+    fn audit_of(name: &str, body: impl FnOnce(Exchange)) -> serde_json::Value {
+        let dir = std::env::temp_dir().join(format!("aulos-exchange-{name}-{}", std::process::id()));
+        std::fs::remove_dir_all(&dir).ok();
+        let (records, writer) = Records::open(&dir, 4).expect("opens");
+        let metrics = Arc::new(Metrics::new().expect("registers"));
+        let load = Arc::new(Load::default());
+        let state = Arc::new(testing::state(""));
+        let mut exchange = Exchange::new("ID".into(), Instant::now(), Timestamp::UNIX_EPOCH, state, metrics.clone());
+        exchange.begin(records.reserve().expect("room"), load.enter(1, &metrics));
+        assert!(load.enter(1, &metrics).is_none(), "one is in flight");
+        body(exchange);
+        assert!(load.enter(1, &metrics).is_some(), "none is any more");
+        assert_eq!(writer.close(), 0);
+        let lines = std::fs::read_to_string(dir.join("audit.jsonl")).expect("readable");
+        std::fs::remove_dir_all(dir).ok();
+        serde_json::from_str(&lines).expect("exactly one record")
+    }
+
+    #[test]
+    fn a_request_is_recorded_once_however_it_ends() {
+        let ended = audit_of("ended", |mut exchange| {
+            exchange.status = Some(400);
+            exchange.end(End::Refused, Some("invalid_json"), Instant::now(), true);
+            exchange.end(End::Complete, None, Instant::now(), true);
+        });
+        assert_eq!((&ended["end"], &ended["error"]), (&"refused".into(), &"invalid_json".into()));
+        let dropped = audit_of("dropped", drop);
+        assert_eq!(dropped["end"], "drained");
+        let panicked = audit_of("panicked", |exchange| {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                let _held = exchange;
+                std::panic::resume_unwind(Box::new("a filter panics"));
+            }));
+            assert!(caught.is_err());
+        });
+        assert_eq!(panicked["end"], "panic");
+    }
+}

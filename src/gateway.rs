@@ -1,0 +1,703 @@
+//! Pingora's phases, in the order a request meets them. Every phase calls a stage; none decides anything itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Version;
+use jiff::Timestamp;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_core::protocols::Digest;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use uuid::Uuid;
+
+use crate::answer::{Answer, catalog};
+use crate::body::read::{self, Failed};
+use crate::body::replay::{self, Patience, Way};
+use crate::exchange::{Admitted, Attempt, Exchange, Load, Progress};
+use crate::listen::front::PATH_BYTES_MAX;
+use crate::metrics::Metrics;
+use crate::records::Records;
+use crate::refusal::Refusal;
+use crate::stage::inspect;
+use crate::stage::record::{Attempted, Client, End, Request};
+use crate::stage::route::{self, Asked};
+use crate::stage::{authenticate, rewrite, stream};
+use crate::state::State;
+use crate::surface::{self, Endpoint, Place};
+use crate::units::printable;
+use crate::upstream::resolve::Resolver;
+use crate::wire::splice::Splice;
+
+/// A pooled connection that turns out to be dead is replaced this often, at most.
+const ATTEMPTS_MAX: usize = 3;
+/// An idle connection to a provider is closed before the provider is likely to.
+const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
+/// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// Audit records a second of requests whose credential was refused. The rest is counted.
+const STRANGERS_A_SECOND: u64 = 10;
+const USER_AGENT_BYTES_MAX: usize = 256;
+
+/// What all requests share, whatever the config says.
+pub struct Desk {
+    pub records: Arc<Records>,
+    pub load: Arc<Load>,
+    pub metrics: Arc<Metrics>,
+    resolver: Resolver,
+    began: Instant,
+    /// The second that is being counted, and how many strangers were recorded in it.
+    strangers: AtomicU64,
+}
+
+impl Desk {
+    pub fn new(records: Arc<Records>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            records,
+            load: Arc::default(),
+            metrics,
+            resolver: Resolver::default(),
+            began: Instant::now(),
+            strangers: AtomicU64::new(0),
+        }
+    }
+
+    /// A new request's id: unique, and in the order of time.
+    pub fn id(&self) -> String {
+        Uuid::now_v7().to_string()
+    }
+
+    /// The wall clock, in microseconds as records show it.
+    pub fn now(&self) -> Timestamp {
+        let now = Timestamp::now();
+        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Whether one more request without a valid credential is written down.
+    pub fn may_audit_a_stranger(&self, now: Instant) -> bool {
+        const COUNT_BITS: u32 = 16;
+        let second = now.saturating_duration_since(self.began).as_secs() << COUNT_BITS;
+        let count = self.strangers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+            let same = last >> COUNT_BITS == second >> COUNT_BITS;
+            let count = if same { last & ((1 << COUNT_BITS) - 1) } else { 0 };
+            (count < STRANGERS_A_SECOND).then_some(second | (count + 1))
+        });
+        if count.is_err() {
+            self.metrics.unrecorded_refusals.inc();
+        }
+        count.is_ok()
+    }
+}
+
+/// The proxy.
+pub struct Gateway {
+    state: Arc<ArcSwap<State>>,
+    desk: Arc<Desk>,
+    stopping: ShutdownWatch,
+}
+
+/// The per-request context: the exchange, and the way back from the replay wrapper.
+pub struct Context {
+    exchange: Exchange,
+    way: Option<Way>,
+    /// The client had been sent part of a provider's answer when it broke.
+    begun: bool,
+}
+
+/// What the stages before the provider decide.
+enum Admission {
+    Forward(Box<Admitted>, Bytes),
+    Answer(Answer),
+}
+
+impl Gateway {
+    pub fn new(state: Arc<ArcSwap<State>>, desk: Arc<Desk>, stopping: ShutdownWatch) -> Self {
+        Self { state, desk, stopping }
+    }
+
+    /// The path of a request up to the moment its bytes may flow.
+    async fn admit(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Admission, Failed> {
+        let state = Arc::clone(&exchange.state);
+        let place = place(session.req_header())?;
+        exchange.endpoint = Some(place.endpoint);
+        let query = session.req_header().uri.query().unwrap_or_default().to_owned();
+        let headers = &session.req_header().headers;
+        let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
+        match authenticate::caller(&state, headers, &query, exchange.ts) {
+            Ok(caller) => exchange.caller = Some(caller),
+            Err(refusal @ Refusal::MissingKey(_)) if !is_public => return Err(refusal.into()),
+            Err(Refusal::MissingKey(_)) => {}
+            Err(refusal) => return Err(refusal.into()),
+        }
+        let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
+            return Ok(Admission::Answer(answer(&state, exchange, &place, &query)?));
+        };
+        let named = inspect::named(&place, headers, &query)?;
+        let limit = state.settings.limits.body(place.endpoint);
+        let before = Instant::now();
+        let body = read::json(&mut session.downstream_session, limit, state.settings.timeouts.idle).await?;
+        let waited = before.elapsed();
+        exchange.meter.see_in(body.bytes.len());
+        let call = inspect::call(place.endpoint, named, &body.bytes, &body.members)?;
+        let asked = Asked { model: &call.model, provider: call.provider.as_deref(), endpoint: call.endpoint };
+        let plan = route::plan(&state, caller, asked)?;
+        call.check(&plan.bounds(&state))?;
+        self.desk.metrics.overhead.observe(exchange.arrived.elapsed().saturating_sub(waited).as_secs_f64());
+        let admitted = Admitted { call, plan, body_len: body.bytes.len(), attempts: Vec::new() };
+        Ok(Admission::Forward(Box::new(admitted), body.bytes))
+    }
+
+    /// Room for the request, or the reason why there is none.
+    fn begin(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
+        let slot = self.desk.records.reserve();
+        let max = exchange.state.settings.limits.in_flight;
+        let in_flight = self.desk.load.enter(max, &self.desk.metrics);
+        let refusal = match (&slot, &in_flight) {
+            (None, _) => Some(Refusal::RecordsUnavailable),
+            (_, None) => Some(Refusal::Overloaded),
+            _ => None,
+        };
+        match (slot, in_flight) {
+            (Some(slot), in_flight) => exchange.begin(slot, in_flight),
+            (None, _) => self.desk.metrics.unrecorded_refusals.inc(),
+        }
+        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Answers with a refusal. The connection ends where a body is still to come.
+    async fn refuse(&self, session: &mut Session, exchange: &mut Exchange, refusal: Refusal) -> Result<()> {
+        let mut head = ResponseHeader::build(refusal.status(), None)?;
+        for (name, value) in refusal.headers() {
+            head.insert_header(name, value)?;
+        }
+        if !session.is_body_done() {
+            session.set_keepalive(None);
+        }
+        exchange.status = Some(refusal.status());
+        let body = refusal.body();
+        if refusal.is_of_credentials() {
+            self.desk.metrics.credential_refusals.inc();
+        }
+        if exchange.admitted().is_none_or(|admitted| admitted.attempts.is_empty()) {
+            exchange.progress = Progress::Refused(refusal);
+        }
+        self.write(session, exchange, head, body).await
+    }
+
+    /// Writes an answer of our own.
+    async fn write(
+        &self,
+        session: &mut Session,
+        exchange: &Exchange,
+        mut head: ResponseHeader,
+        body: Bytes,
+    ) -> Result<()> {
+        head.insert_header("content-type", "application/json")?;
+        head.insert_header("content-length", body.len())?;
+        head.insert_header("x-request-id", exchange.id.as_str())?;
+        head.insert_header("x-aulos-request-id", exchange.id.as_str())?;
+        head.insert_header("x-aulos-origin", "aulos")?;
+        if let Some(admitted) = exchange.admitted().filter(|admitted| !admitted.attempts.is_empty()) {
+            head.insert_header("x-aulos-provider", admitted.plan.provider.name.as_str())?;
+            head.insert_header("x-aulos-model", admitted.plan.provider_model.as_str())?;
+            head.insert_header("x-aulos-attempts", admitted.attempts.len())?;
+        }
+        if *self.stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        let end = session.req_header().method == http::Method::HEAD;
+        session.downstream_session.write_response_header(Box::new(head)).await?;
+        let body = if end { Bytes::new() } else { body };
+        session.downstream_session.write_response_body(body, true).await
+    }
+
+    fn health(&self, endpoint: Endpoint) -> Answer {
+        if endpoint == Endpoint::Livez { Answer::live() } else { self.desk.ready(&self.state.load(), &self.stopping) }
+    }
+}
+
+impl Desk {
+    /// Whether requests would be served.
+    pub fn ready(&self, state: &State, stopping: &ShutdownWatch) -> Answer {
+        let routes = !state.settings.providers.is_empty();
+        let callers = state.anonymous.is_some() || !state.settings.keys.is_empty();
+        Answer::ready(&[
+            ("accepting", !*stopping.borrow()),
+            ("callers", callers),
+            ("providers", routes),
+            ("records", self.records.writable()),
+        ])
+    }
+}
+
+/// Which endpoint a head is for.
+fn place(head: &RequestHeader) -> Result<Place, Refusal> {
+    let path = head.uri.path();
+    let place = surface::find(path).ok_or_else(|| Refusal::UnknownPath {
+        path: printable(path.as_bytes(), PATH_BYTES_MAX),
+        hint: surface::hint(path),
+    })?;
+    if !place.endpoint.allows(&head.method) {
+        let method = printable(head.method.as_str().as_bytes(), 32);
+        return Err(Refusal::MethodNotAllowed { method, allow: place.endpoint.allow() });
+    }
+    Ok(place)
+}
+
+/// The answer of an endpoint that needs no provider.
+fn answer(state: &State, exchange: &Exchange, place: &Place, query: &str) -> Result<Answer, Refusal> {
+    let caller = exchange.caller.as_ref();
+    match place.endpoint {
+        Endpoint::Models => Ok(catalog::models(state, caller)),
+        Endpoint::AudioModels => Ok(catalog::audio_models(state, caller)),
+        Endpoint::AudioVoices => {
+            let model = surface::query_values(query, "model").next();
+            catalog::voices(state, caller, model.as_deref())
+        }
+        _ => catalog::model(state, caller, place.model.as_deref().unwrap_or_default()),
+    }
+}
+
+/// What records keep of a head.
+fn request(session: &Session) -> Request {
+    let head = session.req_header();
+    let text = |name: &str| {
+        let value = head.headers.get(name)?;
+        Some(printable(value.as_bytes(), USER_AGENT_BYTES_MAX))
+    };
+    let ip = session.client_addr().and_then(|addr| addr.as_inet()).map(std::net::SocketAddr::ip);
+    Request {
+        client: Client { ip, user_agent: text("user-agent"), request_id: text("x-request-id") },
+        method: printable(head.method.as_str().as_bytes(), 32),
+        path: printable(head.uri.path().as_bytes(), PATH_BYTES_MAX),
+        http: match head.version {
+            Version::HTTP_2 => "2",
+            Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        },
+    }
+}
+
+/// HTTP/2 heads do not pass the front: what its lint refuses is refused here.
+fn lint_h2(head: &RequestHeader) -> Result<(), Refusal> {
+    use crate::wire::head::{FIELDS_MAX, TARGET_BYTES_MAX};
+    if head.version != Version::HTTP_2 {
+        return Ok(());
+    }
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    if target.len() > TARGET_BYTES_MAX {
+        return Err(Refusal::TargetTooLong);
+    }
+    if head.headers.len() > FIELDS_MAX {
+        return Err(Refusal::HeadTooLarge("fields"));
+    }
+    if !target.starts_with('/') {
+        return Err(Refusal::InvalidHead("its path does not begin with a slash".into()));
+    }
+    if head.method == http::Method::TRACE {
+        return Err(Refusal::MethodNotAllowed { method: "TRACE".into(), allow: "GET, HEAD, POST" });
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        let (state, metrics) = (self.state.load_full(), self.desk.metrics());
+        let exchange = Exchange::new(self.desk.id(), Instant::now(), self.desk.now(), state, metrics);
+        Context { exchange, way: None, begun: false }
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        let exchange = &mut ctx.exchange;
+        if let Some(place) = surface::find(session.req_header().uri.path())
+            && place.endpoint.is_health()
+            && exchange.state.settings.server.public_health
+            && place.endpoint.allows(&session.req_header().method)
+        {
+            exchange.progress = Progress::Answered;
+            let answer = self.health(place.endpoint);
+            let head = ResponseHeader::build(answer.status, None)?;
+            self.write(session, exchange, head, answer.body).await?;
+            return Ok(true);
+        }
+        exchange.request = request(session);
+        session.set_write_timeout(Some(exchange.state.settings.timeouts.idle));
+        let admission = match lint_h2(session.req_header()).and_then(|()| self.begin(exchange)) {
+            Ok(()) => self.admit(session, exchange).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        match admission {
+            Ok(Admission::Forward(admitted, body)) => {
+                let timeouts = &exchange.state.settings.timeouts;
+                let patience = Patience { first_byte: timeouts.first_byte, idle: timeouts.idle };
+                exchange.progress = Progress::Admitted(admitted);
+                let stopping = self.stopping.clone();
+                ctx.way = Some(replay::wrap(&mut session.downstream_session, body, patience, stopping));
+                Ok(false)
+            }
+            Ok(Admission::Answer(answer)) => {
+                exchange.progress = Progress::Answered;
+                exchange.status = Some(answer.status);
+                let head = ResponseHeader::build(answer.status, None)?;
+                self.write(session, exchange, head, answer.body).await?;
+                Ok(true)
+            }
+            Err(Failed::Refused(refusal)) => {
+                self.refuse(session, exchange, refusal).await?;
+                Ok(true)
+            }
+            Err(Failed::Gone(error)) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+        let exchange = &mut ctx.exchange;
+        let timeouts = exchange.state.settings.timeouts.clone();
+        let Some(admitted) = exchange.admitted_mut() else { return Err(internal()) };
+        let provider = Arc::clone(&admitted.plan.provider);
+        let base = &provider.base_url;
+        let began = Instant::now();
+        let resolved = tokio::time::timeout(timeouts.connect, self.desk.resolver.resolve(&base.host, base.port, began));
+        let addr = resolved.await.map_err(std::io::Error::from).flatten();
+        let log = Attempted {
+            provider: provider.name.clone(),
+            model: admitted.plan.provider_model.clone(),
+            peer: addr.as_ref().map_or_else(|_| base.authority(), ToString::to_string),
+            key: provider.key.as_ref().map(|_| 1),
+            status: None,
+            error: None,
+            connect_ms: None,
+            ttfb_ms: None,
+            reused: false,
+        };
+        let splice = Splice::new(admitted.call.edits(&admitted.plan.provider_model));
+        admitted.attempts.push(Attempt { began, connected: None, splice, mask: None, interim: 0, log });
+        let addr = match addr {
+            Ok(addr) => addr,
+            Err(error) => {
+                self.attempt_failed(exchange, "dns");
+                log::warn!("{}: {} could not be resolved: {error}", provider.name, base.host);
+                return Err(refused(Refusal::UpstreamUnavailable));
+            }
+        };
+        let mut peer = HttpPeer::new(addr, base.tls, base.host.clone());
+        peer.options.connection_timeout = Some(timeouts.connect);
+        peer.options.total_connection_timeout = Some(timeouts.connect);
+        peer.options.write_timeout = Some(timeouts.idle);
+        peer.options.idle_timeout = Some(UPSTREAM_IDLE);
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _: Option<&Digest>,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(attempt) = ctx.exchange.attempt_mut() {
+            let now = Instant::now();
+            attempt.connected = Some(now);
+            attempt.log.reused = reused;
+            attempt.log.connect_ms = Some(now.saturating_duration_since(attempt.began));
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        head: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let exchange = &ctx.exchange;
+        let Some(admitted) = exchange.admitted() else { return Err(internal()) };
+        let delta = admitted.attempts.last().map_or(0, |attempt| attempt.splice.delta());
+        let length = (admitted.body_len as u64).checked_add_signed(delta);
+        // The whole body is here, so that its length is known even where the client's chunks did not say it.
+        rewrite::head(head, &exchange.state, &admitted.plan, length).map_err(refused)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(attempt) = ctx.exchange.attempt_mut() else { return Ok(()) };
+        let out = attempt.splice.push(body.take().unwrap_or_default());
+        // On the way up, `None` tells Pingora the body has ended: a piece swallowed before the end is an empty one.
+        // At the end an empty one would go out as a second last chunk: there it is `None`.
+        *body = (!end || !out.is_empty()).then_some(out);
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(attempt) = ctx.exchange.attempt_mut() else { return Err(internal()) };
+        if head.status.is_informational() {
+            attempt.interim += 1;
+            return stream::interim(head, attempt.interim).map_err(refused);
+        }
+        attempt.log.status = Some(head.status.as_u16());
+        attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
+        stream::accept(head).map_err(refused)
+    }
+
+    async fn response_filter(&self, _: &mut Session, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+        if head.status.is_informational() {
+            return Ok(());
+        }
+        let exchange = &mut ctx.exchange;
+        exchange.status = Some(head.status.as_u16());
+        let Exchange { progress: Progress::Admitted(admitted), id, .. } = exchange else { return Ok(()) };
+        let origin = stream::Origin { request_id: id, attempts: admitted.attempts.len() };
+        let mask = stream::mask(head, &admitted.plan);
+        stream::head(head, &admitted.plan, &admitted.call, &origin)?;
+        if let Some(attempt) = admitted.attempts.last_mut() {
+            attempt.mask = mask;
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        let exchange = &mut ctx.exchange;
+        exchange.meter.see_out(body.as_ref().map_or(0, Bytes::len), Instant::now);
+        if let Some(mask) = exchange.attempt_mut().and_then(|attempt| attempt.mask.as_mut()) {
+            let mut out = body.take().map(|body| mask.push(body)).unwrap_or_default();
+            if end {
+                out = crate::units::joined(&[out, mask.finish()]);
+            }
+            *body = (!out.is_empty()).then_some(out);
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+        self.attempt_failed(&mut ctx.exchange, reason(&error));
+        error.set_retry(false);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
+        error.retry.decide_reuse(reused);
+        if *error.esource() == ErrorSource::Upstream || root(&error).is_some() {
+            self.attempt_failed(&mut ctx.exchange, reason(&error));
+        }
+        let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
+        // A pooled connection the provider had already closed: nothing of the request was served there.
+        let may = error.retry() && session.response_written().is_none() && attempts < ATTEMPTS_MAX;
+        error.set_retry(may);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+        if let Some(way) = &ctx.way {
+            replay::unwrap(&mut session.downstream_session, way);
+        }
+        ctx.begun = session.response_written().is_some_and(|head| !head.status.is_informational());
+        let refusal = if ctx.begun { None } else { told(error) };
+        let error_code = refusal.as_ref().map_or(0, Refusal::status);
+        if let Some(refusal) = refusal {
+            session.set_keepalive(None);
+            if let Err(error) = self.refuse(session, &mut ctx.exchange, refusal).await {
+                log::debug!("the client did not take its refusal: {error}");
+            }
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        if let Some(way) = ctx.way.take() {
+            replay::unwrap(&mut session.downstream_session, &way);
+        }
+        let (end, code) = ended(&ctx.exchange, ctx.begun, error);
+        let exchange = &mut ctx.exchange;
+        let stranger = matches!(&exchange.progress, Progress::Refused(refusal) if refusal.is_of_credentials());
+        let audited = !stranger || self.desk.may_audit_a_stranger(Instant::now());
+        exchange.end(end, code, Instant::now(), audited);
+        if error.is_none() && matches!(exchange.progress, Progress::Refused(_)) {
+            drain(session).await;
+        }
+    }
+
+    fn request_summary(&self, session: &Session, ctx: &Context) -> String {
+        let head = session.req_header();
+        let path = printable(head.uri.path().as_bytes(), PATH_BYTES_MAX);
+        format!("{} {path}, request {}", printable(head.method.as_str().as_bytes(), 32), ctx.exchange.id)
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Context, error: &Error) -> bool {
+        // Clients leave and are refused all day; the records say so.
+        *error.esource() == ErrorSource::Downstream || root(error).is_some()
+    }
+}
+
+impl Gateway {
+    fn attempt_failed(&self, exchange: &mut Exchange, reason: &'static str) {
+        let Some(attempt) = exchange.attempt_mut() else { return };
+        if attempt.log.error.is_none() {
+            attempt.log.error = Some(reason);
+            self.desk.metrics.upstream_errors.with_label_values(&[attempt.log.provider.as_str(), reason]).inc();
+        }
+    }
+}
+
+/// A refusal on its way through Pingora; [`root`] finds it again.
+fn refused(refusal: Refusal) -> Box<Error> {
+    Error::because(ErrorType::HTTPStatus(refusal.status()), "refused", refusal).into_up()
+}
+
+fn internal() -> Box<Error> {
+    refused(Refusal::Internal)
+}
+
+fn root(error: &Error) -> Option<&Refusal> {
+    error.root_cause().downcast_ref::<Refusal>()
+}
+
+/// What the client is told. `None`: it is gone.
+fn told(error: &Error) -> Option<Refusal> {
+    if let Some(refusal) = root(error) {
+        return Some(refusal.clone());
+    }
+    match error.esource() {
+        ErrorSource::Downstream => None,
+        ErrorSource::Upstream => Some(match error.etype() {
+            ErrorType::ConnectTimedout
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+            | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamTimeout,
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Refusal::UpstreamTls,
+            ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => Refusal::UpstreamInvalid,
+            _ => Refusal::UpstreamUnavailable,
+        }),
+        ErrorSource::Internal | ErrorSource::Unset => Some(Refusal::Internal),
+    }
+}
+
+/// Why an attempt failed, as a label.
+fn reason(error: &Error) -> &'static str {
+    if let Some(refusal) = root(error) {
+        return refusal.code();
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout => "connect_timeout",
+        ErrorType::ConnectRefused => "connect_refused",
+        ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::ConnectProxyFailure => "connect",
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => "tls",
+        ErrorType::ReadTimedout => "read_timeout",
+        ErrorType::WriteTimedout => "write_timeout",
+        ErrorType::ConnectionClosed => "closed",
+        ErrorType::InvalidHTTPHeader => "invalid_answer",
+        _ => "broken",
+    }
+}
+
+/// How a request ended, and what went wrong.
+fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, Option<&'static str>) {
+    if let Progress::Refused(refusal) = &exchange.progress {
+        return (End::Refused, Some(refusal.code()));
+    }
+    let Some(error) = error else { return (End::Complete, None) };
+    let refusal = root(error);
+    if refusal == Some(&Refusal::UpstreamTimeout) {
+        return (End::Timeout, Some("upstream_timeout"));
+    }
+    if *error.esource() == ErrorSource::Downstream {
+        return (End::ClientGone, Some("client_gone"));
+    }
+    let told = told(error);
+    let code = told.as_ref().map(Refusal::code);
+    match (begun, told) {
+        (true, _) => (End::UpstreamBroken, code),
+        (false, Some(Refusal::UpstreamTimeout)) => (End::Timeout, code),
+        (false, _) => (End::UpstreamFailed, code),
+    }
+}
+
+/// Lets the client finish sending what was refused, so that it reads the refusal.
+async fn drain(session: &mut Session) {
+    let mut drained = 0;
+    tokio::time::timeout(DRAIN_TIME_MAX, async {
+        while let Ok(Some(piece)) = session.downstream_session.read_request_body().await {
+            drained += piece.len();
+            if drained > DRAIN_BYTES_MAX {
+                break;
+            }
+        }
+    })
+    .await
+    .ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_are_written_down_only_so_often() {
+        let dir = std::env::temp_dir().join(format!("aulos-strangers-{}", std::process::id()));
+        let (records, writer) = Records::open(&dir, 1).expect("opens");
+        let desk = Desk::new(records, Arc::new(Metrics::new().expect("registers")));
+        let start = desk.began;
+        let written = |at: Instant| (0..1000).filter(|_| desk.may_audit_a_stranger(at)).count() as u64;
+        assert_eq!(written(start), STRANGERS_A_SECOND);
+        assert_eq!(written(start + Duration::from_millis(900)), 0);
+        assert_eq!(written(start + Duration::from_secs(1)), STRANGERS_A_SECOND);
+        assert_eq!(desk.metrics.unrecorded_refusals.get(), 3000 - 2 * STRANGERS_A_SECOND);
+        writer.close();
+        std::fs::remove_dir_all(dir).ok();
+    }
+
+    #[test]
+    fn what_a_client_is_told_follows_from_what_broke() {
+        let up = |kind| Error::explain(kind, "x").into_up();
+        for (error, want) in [
+            (up(ErrorType::ConnectRefused), Some("upstream_unavailable")),
+            (up(ErrorType::ConnectTimedout), Some("upstream_timeout")),
+            (up(ErrorType::TLSHandshakeFailure), Some("upstream_tls")),
+            (up(ErrorType::InvalidHTTPHeader), Some("upstream_invalid_response")),
+            (refused(Refusal::ProviderAuth), Some("provider_auth")),
+            (refused(Refusal::UpstreamTimeout).into_down(), Some("upstream_timeout")),
+            (Error::explain(ErrorType::ConnectionClosed, "x").into_down(), None),
+            (Error::explain(ErrorType::InternalError, "x").into_in(), Some("internal_error")),
+        ] {
+            assert_eq!(told(&error).map(|refusal| refusal.code()), want, "{error}");
+        }
+    }
+}

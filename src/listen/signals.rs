@@ -1,0 +1,189 @@
+//! Signals: SIGHUP reloads, SIGUSR1 reopens the records, SIGTERM and SIGINT drain.
+//!
+//! The drain ends when the last connection does. Pingora's own would sleep its whole grace period, so the server
+//! is told to stop at once when we are done waiting.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
+use prometheus::IntGauge;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::{interval, timeout};
+
+/// How often the wall clock is compared with the monotonic one.
+const CLOCK_CHECK: Duration = Duration::from_secs(10);
+/// A difference that is not the clock's slow correction.
+const CLOCK_JUMP: Duration = Duration::from_secs(60);
+/// A connection that was accepted just before the end may not be counted yet when the count is zero.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// The open client connections.
+pub struct Connections {
+    open: AtomicUsize,
+    changed: Notify,
+    gauge: IntGauge,
+}
+
+/// One of them.
+pub struct Connection(Arc<Connections>);
+
+impl Connections {
+    pub fn new(gauge: IntGauge) -> Arc<Self> {
+        Arc::new(Self { open: AtomicUsize::new(0), changed: Notify::new(), gauge })
+    }
+
+    pub fn enter(self: &Arc<Self>) -> Connection {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.gauge.inc();
+        Connection(Arc::clone(self))
+    }
+
+    /// Resolves when none is open.
+    async fn none(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.open.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.gauge.dec();
+        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+/// What a signal makes the gateway do.
+pub trait Actions: Send + Sync {
+    fn reload(&self);
+    fn reopen(&self);
+    /// How long running requests may go on.
+    fn drain(&self) -> Duration;
+}
+
+/// Waits for signals for as long as the gateway runs.
+pub struct Signals<A> {
+    actions: A,
+    stop: watch::Sender<bool>,
+    connections: Arc<Connections>,
+    streams: Mutex<Streams>,
+}
+
+struct Streams {
+    hang_up: Signal,
+    user1: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl<A: Actions> Signals<A> {
+    /// `stop`: told when no new connection is wanted. Must be called on a Tokio runtime.
+    pub fn new(actions: A, stop: watch::Sender<bool>, connections: Arc<Connections>) -> io::Result<Self> {
+        let streams = Streams {
+            hang_up: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        };
+        Ok(Self { actions, stop, connections, streams: Mutex::new(streams) })
+    }
+
+    async fn until_stopped(&self) {
+        let mut streams = self.streams.lock().await;
+        let Streams { hang_up, user1, terminate, interrupt } = &mut *streams;
+        let mut clock = interval(CLOCK_CHECK);
+        let mut last = (Instant::now(), SystemTime::now());
+        loop {
+            tokio::select! {
+                _ = hang_up.recv() => self.actions.reload(),
+                _ = user1.recv() => self.actions.reopen(),
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = clock.tick() => {
+                    let now = (Instant::now(), SystemTime::now());
+                    if let Some(jump) = clock_jump(last, now) {
+                        log::warn!("the wall clock has jumped by about {} s; keys expire by it", jump.as_secs());
+                    }
+                    last = now;
+                }
+            }
+        }
+    }
+}
+
+/// By how much the wall clock has moved more, or less, than time has passed.
+fn clock_jump(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> Option<Duration> {
+    let passed = now.0.saturating_duration_since(before.0);
+    let expected = before.1 + passed;
+    let jump = match now.1.duration_since(expected) {
+        Ok(ahead) => ahead,
+        Err(behind) => behind.duration(),
+    };
+    (jump > CLOCK_JUMP).then_some(jump)
+}
+
+#[async_trait]
+impl<A: Actions> ShutdownSignalWatch for Signals<A> {
+    async fn recv(&self) -> ShutdownSignal {
+        self.until_stopped().await;
+        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        let limit = self.actions.drain();
+        log::info!("stopping: running requests have {} s", limit.as_secs());
+        self.stop.send(true).ok();
+        let drained = timeout(limit, async {
+            self.connections.none().await;
+            tokio::time::sleep(SETTLE).await;
+            self.connections.none().await;
+        });
+        if drained.await.is_err() {
+            log::warn!("the drain limit is over: {} connections are cut", self.connections.open.load(Ordering::SeqCst));
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_connection_ends_the_wait() {
+        let gauge = IntGauge::new("g", "g").expect("a gauge");
+        let connections = Connections::new(gauge.clone());
+        connections.none().await;
+        let (one, two) = (connections.enter(), connections.enter());
+        assert_eq!(gauge.get(), 2);
+        let waiting = tokio::spawn({
+            let connections = Arc::clone(&connections);
+            async move { connections.none().await }
+        });
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(two);
+        waiting.await.expect("ends");
+    }
+
+    #[test]
+    fn a_jump_of_the_clock_is_noticed_either_way() {
+        let (then, wall) = (Instant::now(), SystemTime::now());
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let tick = Duration::from_secs(10);
+        for (wall_now, want) in
+            [(wall + tick, false), (wall + tick + year, true), (wall + tick - year, true), (wall + tick * 2, false)]
+        {
+            assert_eq!(clock_jump((then, wall), (then + tick, wall_now)).is_some(), want);
+        }
+    }
+}

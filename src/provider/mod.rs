@@ -1,0 +1,66 @@
+//! The table of providers. Each is a description in a file of its own: where its endpoints are and how it is
+//! signed. Stages do the work.
+
+use std::fmt::Debug;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::surface::Endpoint;
+use crate::units::Secret;
+
+mod openai;
+
+/// What a provider's API looks like from outside.
+pub trait Provider: Sync + Send + Debug {
+    /// The name in the config's `kind`.
+    fn kind(&self) -> &'static str;
+    /// Where it is, unless the config says otherwise. `None`: the config has to.
+    fn base_url(&self) -> Option<&'static str>;
+    /// The path of an endpoint below the base URL. `None`: it has no such endpoint.
+    fn path(&self, endpoint: Endpoint) -> Option<&'static str>;
+    /// The header that carries its credential. `None`: the key cannot stand in a header.
+    fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)>;
+}
+
+/// Every provider aulos knows. A new one is its file, its `mod` line and its place here.
+pub static ALL: &[&dyn Provider] = &[&openai::OpenAi];
+
+/// The provider of that name.
+pub fn by_kind(kind: &str) -> Option<&'static dyn Provider> {
+    ALL.iter().copied().find(|provider| provider.kind() == kind)
+}
+
+/// `scheme key` as a header value that no `Debug` prints.
+fn scheme(scheme: &str, key: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("{scheme}{}", key.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The contract every provider's file keeps.
+    #[test]
+    fn every_provider_serves_something_and_signs_it() {
+        let key = Secret::new("provider-key").expect("not empty");
+        for provider in ALL {
+            let kind = provider.kind();
+            assert!(by_kind(kind).is_some_and(|found| found.kind() == kind), "{kind} is found by its name");
+            assert_eq!(ALL.iter().filter(|other| other.kind() == kind).count(), 1, "{kind} stands once");
+            let paths: Vec<_> =
+                [Endpoint::Speech, Endpoint::Chat].iter().filter_map(|endpoint| provider.path(*endpoint)).collect();
+            assert!(!paths.is_empty(), "{kind} serves something");
+            for path in paths {
+                assert!(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok(), "{kind}: {path}");
+            }
+            assert!(provider.path(Endpoint::Models).is_none(), "{kind}: models are answered here");
+            let (_, value) = provider.credential(&key).expect("a plain key can be sent");
+            assert!(value.to_str().is_ok_and(|value| value.ends_with("provider-key")), "{kind}");
+            assert!(value.is_sensitive(), "{kind}");
+            let broken = Secret::new("line\nbreak").expect("not empty");
+            assert!(provider.credential(&broken).is_none(), "{kind}: a key cannot smuggle a header");
+        }
+    }
+}

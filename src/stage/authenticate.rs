@@ -1,0 +1,247 @@
+//! Headers → [`Caller`]: who asks, and below which path.
+//!
+//! Every spelling of a credential is looked at; two that differ are refused. Unknown, expired and disabled keys
+//! get one and the same answer, after the same work.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, header};
+use jiff::Timestamp;
+
+use crate::config::settings::Key;
+use crate::config::values::normalise_user_path;
+use crate::refusal::Refusal;
+use crate::state::{State, is_below};
+use crate::surface::query_values;
+use crate::units::KeyHash;
+
+/// Who is asking.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub key: Arc<Key>,
+    /// The path the request is for: the key's own, or one below it that a header named.
+    pub user_path: String,
+    /// How the credential was spelled, for the audit record.
+    pub spelling: &'static str,
+}
+
+/// Headers that carry a credential as they are.
+static BARE_HEADERS: [(&str, HeaderName); 4] = [
+    ("api-key", HeaderName::from_static("api-key")),
+    ("x-api-key", HeaderName::from_static("x-api-key")),
+    ("xi-api-key", HeaderName::from_static("xi-api-key")),
+    ("x-goog-api-key", HeaderName::from_static("x-goog-api-key")),
+];
+/// Query parameters that carry one for clients that cannot set a header. Not for the endpoints of this version.
+pub const QUERY_CREDENTIALS: [&str; 5] = ["key", "token", "api-key", "api_key", "access_token"];
+/// What clients of GoModel call the user path header.
+const USER_PATH_ALIAS: HeaderName = HeaderName::from_static("x-gomodel-user-path");
+
+/// Finds the caller. `now` is the wall clock, which a key's expiry is read by.
+pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Refusal> {
+    let (key, spelling) = match &state.anonymous {
+        Some(key) => (Arc::clone(key), "none"),
+        None => {
+            let (presented, spelling) = credential(headers, query)?;
+            (known_key(state, presented, now)?, spelling)
+        }
+    };
+    let user_path = user_path(state, headers, &key)?;
+    Ok(Caller { key, user_path, spelling })
+}
+
+/// Removes every spelling of a credential, so that none of them goes upstream.
+pub fn credential_headers() -> impl Iterator<Item = HeaderName> {
+    [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE]
+        .into_iter()
+        .chain(BARE_HEADERS.iter().map(|(_, name)| name.clone()))
+}
+
+/// Removed from what goes upstream, whatever the config calls its own header.
+pub fn user_path_alias() -> HeaderName {
+    USER_PATH_ALIAS
+}
+
+fn known_key(state: &State, presented: &[u8], now: Timestamp) -> Result<Arc<Key>, Refusal> {
+    let key = state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?;
+    let expired = key.expires.is_some_and(|expires| expires <= now);
+    if expired | key.disabled { Err(Refusal::InvalidKey) } else { Ok(Arc::clone(key)) }
+}
+
+fn credential<'h>(headers: &'h HeaderMap, query: &str) -> Result<(&'h [u8], &'static str), Refusal> {
+    let authorization = headers.get_all(header::AUTHORIZATION).iter().map(|value| scheme(value.as_bytes()));
+    let bare = BARE_HEADERS
+        .iter()
+        .flat_map(|(spelling, name)| headers.get_all(name).iter().map(|value| (value.as_bytes(), *spelling)));
+    let mut found: Option<(&[u8], &'static str)> = None;
+    for (presented, spelling) in authorization.chain(bare) {
+        match found {
+            None => found = Some((presented, spelling)),
+            Some((first, _)) if first == presented => {}
+            Some(_) => return Err(Refusal::ConflictingKeys),
+        }
+    }
+    if QUERY_CREDENTIALS.iter().any(|name| query_values(query, name).next().is_some()) {
+        return Err(Refusal::MissingKey(
+            "An API key in the URL is not accepted here; send it as `Authorization: Bearer …`.",
+        ));
+    }
+    found.ok_or(Refusal::MissingKey("You didn't provide an API key. Send it as `Authorization: Bearer …`."))
+}
+
+/// The credential of an `Authorization` header. Another scheme's text is no key of ours, and is looked up as one.
+fn scheme(value: &[u8]) -> (&[u8], &'static str) {
+    for (scheme, spelling) in [("bearer ", "bearer"), ("token ", "token")] {
+        if let Some((head, key)) = value.split_at_checked(scheme.len())
+            && head.eq_ignore_ascii_case(scheme.as_bytes())
+        {
+            return (key.trim_ascii(), spelling);
+        }
+    }
+    (value, "authorization")
+}
+
+fn user_path(state: &State, headers: &HeaderMap, key: &Key) -> Result<String, Refusal> {
+    let own = &state.settings.server.user_path_header;
+    let mut named: Option<String> = None;
+    for value in headers.get_all(own).iter().chain(headers.get_all(USER_PATH_ALIAS)) {
+        let path = value
+            .to_str()
+            .ok()
+            .and_then(normalise_user_path)
+            .ok_or(Refusal::InvalidUserPath("it must be `/segments` without `.`, `..` or `:`"))?;
+        if named.as_ref().is_some_and(|first| *first != path) {
+            return Err(Refusal::InvalidUserPath("it is given twice and differently"));
+        }
+        named = Some(path);
+    }
+    match named {
+        None => Ok(key.user_path.clone()),
+        Some(path) if is_below(&path, &key.user_path) => Ok(path),
+        Some(_) => Err(Refusal::InvalidUserPath("it is not below the key's own path")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::testing;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().expect("a header value"));
+        }
+        headers
+    }
+
+    fn state() -> State {
+        testing::state(
+            r#"
+            [keys.mobile]
+            sha256 = "HASH:omx_live_1"
+            user_path = "/team/mobile"
+            [keys.root]
+            sha256 = "HASH:sk_gom_2"
+            [keys.old]
+            sha256 = "HASH:old"
+            expires = "2026-01-01T00:00:00Z"
+            [keys.off]
+            sha256 = "HASH:off"
+            disabled = true
+            "#,
+        )
+    }
+
+    fn ask(pairs: &[(&'static str, &str)], query: &str) -> Result<(String, String, &'static str), Refusal> {
+        let now = "2026-11-20T12:00:00Z".parse().expect("a time");
+        let caller = caller(&state(), &headers(pairs), query, now)?;
+        Ok((caller.key.name.clone(), caller.user_path, caller.spelling))
+    }
+
+    #[test]
+    fn every_spelling_of_a_key_is_understood() {
+        for (pairs, want) in [
+            (&[("authorization", "Bearer omx_live_1")][..], "bearer"),
+            (&[("authorization", "bearer  omx_live_1 ")], "bearer"),
+            (&[("authorization", "Token omx_live_1")], "token"),
+            (&[("api-key", "omx_live_1")], "api-key"),
+            (&[("x-api-key", "omx_live_1")], "x-api-key"),
+            (&[("xi-api-key", "omx_live_1")], "xi-api-key"),
+            (&[("x-goog-api-key", "omx_live_1")], "x-goog-api-key"),
+            (&[("authorization", "Bearer omx_live_1"), ("api-key", "omx_live_1")], "bearer"),
+        ] {
+            assert_eq!(ask(pairs, ""), Ok(("mobile".into(), "/team/mobile".into(), want)), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_as_such() {
+        for (pairs, query) in [
+            (&[][..], ""),
+            (&[("authorization", "Bearer ")], ""),
+            (&[("authorization", "Bearer omx_live_2")], ""),
+            (&[("authorization", "Bearer OMX_LIVE_1")], ""),
+            (&[("authorization", "Basic omx_live_1")], ""),
+            (&[("authorization", "omx_live_1x")], ""),
+            (&[("authorization", "Bearer omx_live_1, Bearer omx_live_1")], ""),
+            (&[("authorization", "Bearer old")], ""),
+            (&[("authorization", "Bearer off")], ""),
+            (&[("cookie", "authorization=omx_live_1")], ""),
+            (&[], "key=omx_live_1"),
+            (&[("authorization", "Bearer omx_live_1")], "api-key=omx_live_1"),
+            (&[], "tok%65n=omx_live_1"),
+            (&[("authorization", "Bearer omx_live_1"), ("x-api-key", "sk_gom_2")], ""),
+            (&[("authorization", "Bearer omx_live_1"), ("authorization", "Bearer wrong")], ""),
+        ] {
+            let refusal = ask(pairs, query).expect_err("refused");
+            assert_eq!(refusal.answer().0, 401, "{pairs:?} {query}");
+            assert_eq!(refusal.code(), "invalid_api_key");
+        }
+        let bodies: Vec<_> = ["unknown", "old", "off"]
+            .map(|key| ask(&[("api-key", key)], "").expect_err("refused").body())
+            .into_iter()
+            .collect();
+        assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "one answer, whatever is wrong with the key");
+    }
+
+    #[test]
+    fn a_header_may_name_a_path_below_the_keys_own() {
+        let mobile = ("authorization", "Bearer omx_live_1");
+        let root = ("authorization", "Bearer sk_gom_2");
+        for (pairs, want) in [
+            (&[mobile, ("x-aulos-user-path", "/team/mobile/ios")][..], Some("/team/mobile/ios")),
+            (&[mobile, ("X-GoModel-User-Path", "team//mobile/ios/")], Some("/team/mobile/ios")),
+            (&[root, ("x-gomodel-user-path", "/anything")], Some("/anything")),
+            (&[mobile, ("x-aulos-user-path", "/team")], None),
+            (&[mobile, ("x-aulos-user-path", "/team/mobile-2")], None),
+            (&[mobile, ("x-aulos-user-path", "/team/mobile/../root")], None),
+            (&[mobile, ("x-aulos-user-path", "/team/mobile/a"), ("x-gomodel-user-path", "/team/mobile/b")], None),
+        ] {
+            let pairs: Vec<_> = pairs.iter().map(|(name, value)| (lower(name), *value)).collect();
+            match (ask(&pairs, ""), want) {
+                (Ok((_, path, _)), Some(want)) => assert_eq!(path, want),
+                (Err(refusal), None) => assert_eq!(refusal.code(), "invalid_user_path"),
+                (got, _) => unreachable!("{pairs:?}: {got:?}"),
+            }
+        }
+    }
+
+    fn lower(name: &str) -> &'static str {
+        if name.eq_ignore_ascii_case("x-gomodel-user-path") { "x-gomodel-user-path" } else { known(name) }
+    }
+
+    fn known(name: &str) -> &'static str {
+        ["authorization", "x-aulos-user-path"].into_iter().find(|known| *known == name).expect("a header of the table")
+    }
+
+    #[test]
+    fn without_keys_only_the_insecure_are_served() {
+        let settings = || testing::settings("");
+        let now = Timestamp::UNIX_EPOCH;
+        let insecure = State::new(settings(), true);
+        assert!(caller(&insecure, &HeaderMap::new(), "", now).is_ok_and(|caller| caller.key.name == "anonymous"));
+        let closed = State::new(settings(), false);
+        assert_eq!(caller(&closed, &HeaderMap::new(), "", now).expect_err("refused").status(), 401);
+    }
+}

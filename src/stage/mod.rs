@@ -1,0 +1,13 @@
+//! The stages of a request, in the order it passes them. Each is free functions over plain types: it takes what
+//! the stage before gave, and knows nothing of sockets.
+
+pub mod authenticate;
+pub mod inspect;
+pub mod meter;
+pub mod record;
+pub mod rewrite;
+pub mod route;
+pub mod stream;
+
+#[cfg(test)]
+pub(crate) mod testing;

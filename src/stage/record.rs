@@ -1,0 +1,360 @@
+//! What happened → one usage record, one audit record. Their fields are a contract: documented in README, only
+//! added to.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The answer was delivered whole.
+    Complete,
+    /// We answered it ourselves, and nothing was forwarded.
+    Refused,
+    /// No provider gave an answer that could be passed on.
+    UpstreamFailed,
+    /// The provider's answer broke off.
+    UpstreamBroken,
+    ClientGone,
+    Timeout,
+    /// The gateway stopped before the request had ended.
+    Drained,
+    Panic,
+}
+
+impl End {
+    /// The value of the label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Refused => "refused",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamBroken => "upstream_broken",
+            Self::ClientGone => "client_gone",
+            Self::Timeout => "timeout",
+            Self::Drained => "drained",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+/// The version of both records.
+const VERSION: u8 = 1;
+
+/// One for every request that was forwarded.
+#[derive(Debug, Clone, Serialize)]
+pub struct Usage {
+    v: Version,
+    #[serde(rename = "type")]
+    kind: UsageKind,
+    pub ts: Timestamp,
+    pub id: String,
+    pub key: String,
+    pub user_path: String,
+    pub workspace: Option<String>,
+    pub op: &'static str,
+    pub model_asked: String,
+    pub model: String,
+    pub provider: String,
+    pub provider_model: String,
+    pub attempts: usize,
+    /// What the client was told; `None` where it was told nothing.
+    pub status: Option<u16>,
+    pub end: End,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    #[serde(serialize_with = "optional_millis")]
+    pub ttfb_ms: Option<Duration>,
+    #[serde(serialize_with = "millis")]
+    pub duration_ms: Duration,
+    pub input_chars: Option<usize>,
+    pub format: Option<String>,
+    pub stream: bool,
+}
+
+/// One for every request whose head was parsed, but for health checks.
+#[derive(Debug, Clone, Serialize)]
+pub struct Audit {
+    v: Version,
+    #[serde(rename = "type")]
+    kind: AuditKind,
+    pub ts: Timestamp,
+    pub id: String,
+    /// The key's name, if it was known; never the key.
+    pub key: Option<String>,
+    pub auth: Option<&'static str>,
+    pub client: Client,
+    pub method: String,
+    pub path: String,
+    pub http: &'static str,
+    pub status: Option<u16>,
+    pub end: End,
+    pub error: Option<&'static str>,
+    pub attempts: Vec<Attempted>,
+    /// Reserved for logged bodies.
+    bodies: Option<()>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Client {
+    pub ip: Option<IpAddr>,
+    pub user_agent: Option<String>,
+    pub request_id: Option<String>,
+}
+
+/// One try at one peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Attempted {
+    pub provider: String,
+    pub model: String,
+    pub peer: String,
+    /// Which of the provider's keys, counted from 1; `None` where it asks for none.
+    pub key: Option<usize>,
+    pub status: Option<u16>,
+    pub error: Option<&'static str>,
+    #[serde(serialize_with = "optional_millis")]
+    pub connect_ms: Option<Duration>,
+    #[serde(serialize_with = "optional_millis")]
+    pub ttfb_ms: Option<Duration>,
+    pub reused: bool,
+}
+
+/// The parts of a usage record that come from the head of the request and the routing.
+#[derive(Debug, Clone)]
+pub struct Served {
+    pub key: String,
+    pub user_path: String,
+    pub workspace: Option<String>,
+    pub op: &'static str,
+    pub model_asked: String,
+    pub model: String,
+    pub provider: String,
+    pub provider_model: String,
+    pub input_chars: Option<usize>,
+    pub format: Option<String>,
+    pub stream: bool,
+}
+
+/// The parts that only its end decides.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub ts: Timestamp,
+    pub id: String,
+    pub attempts: usize,
+    pub status: Option<u16>,
+    pub end: End,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub ttfb: Option<Duration>,
+    pub duration: Duration,
+}
+
+/// Builds the usage record.
+pub fn usage(served: Served, outcome: &Outcome) -> Usage {
+    Usage {
+        v: Version,
+        kind: UsageKind,
+        ts: outcome.ts,
+        id: outcome.id.clone(),
+        key: served.key,
+        user_path: served.user_path,
+        workspace: served.workspace,
+        op: served.op,
+        model_asked: served.model_asked,
+        model: served.model,
+        provider: served.provider,
+        provider_model: served.provider_model,
+        attempts: outcome.attempts,
+        status: outcome.status,
+        end: outcome.end,
+        bytes_in: outcome.bytes_in,
+        bytes_out: outcome.bytes_out,
+        ttfb_ms: outcome.ttfb,
+        duration_ms: outcome.duration,
+        input_chars: served.input_chars,
+        format: served.format,
+        stream: served.stream,
+    }
+}
+
+/// The parts of an audit record that come from the request's head and its caller.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    pub client: Client,
+    pub method: String,
+    /// Without the query, where a credential may stand.
+    pub path: String,
+    pub http: &'static str,
+}
+
+/// Builds the audit record.
+pub fn audit(
+    request: Request,
+    caller: Option<(String, &'static str)>,
+    outcome: &Outcome,
+    error: Option<&'static str>,
+    attempts: Vec<Attempted>,
+) -> Audit {
+    let (key, auth) = caller.unzip();
+    Audit {
+        v: Version,
+        kind: AuditKind,
+        ts: outcome.ts,
+        id: outcome.id.clone(),
+        key,
+        auth,
+        client: request.client,
+        method: request.method,
+        path: request.path,
+        http: request.http,
+        status: outcome.status,
+        end: outcome.end,
+        error,
+        attempts,
+        bodies: None,
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Version;
+
+impl Serialize for Version {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(VERSION)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct UsageKind;
+
+impl Serialize for UsageKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("usage")
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AuditKind;
+
+impl Serialize for AuditKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("audit")
+    }
+}
+
+/// Milliseconds with one decimal.
+fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    let tenths = u64::try_from(duration.as_micros() / 100).unwrap_or(u64::MAX);
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a duration of more than 2^53 tenths of a millisecond is no request"
+    )]
+    serializer.serialize_f64(tenths as f64 / 10.0)
+}
+
+fn optional_millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => millis(duration, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome() -> Outcome {
+        Outcome {
+            ts: "2026-11-20T13:00:00.123456Z".parse().expect("a time"),
+            id: "019a9d".into(),
+            attempts: 1,
+            status: Some(200),
+            end: End::Complete,
+            bytes_in: 97,
+            bytes_out: 102_400,
+            ttfb: Some(Duration::from_micros(212_449)),
+            duration: Duration::from_micros(1_840_250),
+        }
+    }
+
+    #[test]
+    fn a_usage_record_reads_as_documented() {
+        let served = Served {
+            key: "mobile".into(),
+            user_path: "/team/mobile".into(),
+            workspace: Some("acme".into()),
+            op: "speech",
+            model_asked: "tts-1".into(),
+            model: "tts-fast".into(),
+            provider: "openai".into(),
+            provider_model: "gpt-4o-mini-tts".into(),
+            input_chars: Some(44),
+            format: Some("mp3".into()),
+            stream: false,
+        };
+        let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
+        let want = concat!(
+            r#"{"v":1,"type":"usage","ts":"2026-11-20T13:00:00.123456Z","id":"019a9d","key":"mobile","#,
+            r#""user_path":"/team/mobile","workspace":"acme","op":"speech","model_asked":"tts-1","model":"tts-fast","#,
+            r#""provider":"openai","provider_model":"gpt-4o-mini-tts","attempts":1,"status":200,"end":"complete","#,
+            r#""bytes_in":97,"bytes_out":102400,"ttfb_ms":212.4,"duration_ms":1840.2,"input_chars":44,"#,
+            r#""format":"mp3","stream":false}"#,
+        );
+        assert_eq!(line, want);
+    }
+
+    #[test]
+    fn an_audit_record_reads_as_documented() {
+        let request = Request {
+            client: Client {
+                ip: "203.0.113.7".parse().ok(),
+                user_agent: Some("OpenAI/Python 3.52.0".into()),
+                request_id: None,
+            },
+            method: "POST".into(),
+            path: "/v1/audio/speech".into(),
+            http: "1.1",
+        };
+        let attempt = Attempted {
+            provider: "openai".into(),
+            model: "gpt-4o-mini-tts".into(),
+            peer: "203.0.113.9:443".into(),
+            key: Some(1),
+            status: Some(200),
+            error: None,
+            connect_ms: Some(Duration::from_millis(11)),
+            ttfb_ms: Some(Duration::from_micros(201_300)),
+            reused: true,
+        };
+        let caller = Some(("mobile".to_owned(), "bearer"));
+        let line = serde_json::to_string(&audit(request, caller, &outcome(), None, vec![attempt])).expect("serialises");
+        let want = concat!(
+            r#"{"v":1,"type":"audit","ts":"2026-11-20T13:00:00.123456Z","id":"019a9d","key":"mobile","auth":"bearer","#,
+            r#""client":{"ip":"203.0.113.7","user_agent":"OpenAI/Python 3.52.0","request_id":null},"method":"POST","#,
+            r#""path":"/v1/audio/speech","http":"1.1","status":200,"end":"complete","error":null,"attempts":[{"#,
+            r#""provider":"openai","model":"gpt-4o-mini-tts","peer":"203.0.113.9:443","key":1,"status":200,"#,
+            r#""error":null,"connect_ms":11.0,"ttfb_ms":201.3,"reused":true}],"bodies":null}"#,
+        );
+        assert_eq!(line, want);
+    }
+
+    #[test]
+    fn every_end_has_one_name() {
+        for end in [
+            End::Complete,
+            End::Refused,
+            End::UpstreamFailed,
+            End::UpstreamBroken,
+            End::ClientGone,
+            End::Timeout,
+            End::Drained,
+            End::Panic,
+        ] {
+            assert_eq!(serde_json::to_value(end).expect("serialises"), end.label());
+        }
+    }
+}

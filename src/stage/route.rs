@@ -1,0 +1,219 @@
+//! Caller and call → [`Plan`]: which provider serves the request, and whether this caller may have it.
+
+use std::sync::Arc;
+
+use crate::catalog::{self, Entry};
+use crate::config::settings::{Provider, Route};
+use crate::refusal::Refusal;
+use crate::stage::authenticate::Caller;
+use crate::stage::inspect::Bounds;
+use crate::state::State;
+use crate::surface::Endpoint;
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The name it is served under: a configured model, or `provider/model`.
+    pub model: String,
+    pub provider: Arc<Provider>,
+    /// The provider's own name for the model.
+    pub provider_model: String,
+    /// The path at the provider, below its base URL.
+    pub path: &'static str,
+}
+
+/// A model as somebody named it, and the provider they want it from.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub model: &'a str,
+    pub provider: Option<&'a str>,
+    pub endpoint: Endpoint,
+}
+
+/// Finds the provider. A model the caller may not use is refused before it is said whether it could be served.
+pub fn plan(state: &State, caller: &Caller, asked: Asked<'_>) -> Result<Plan, Refusal> {
+    let unknown = || Refusal::UnknownModel { model: asked.model.to_owned() };
+    let (served, route) = resolve(state, asked.model, asked.provider).ok_or_else(unknown)?;
+    if !allowed(state, caller, asked.model, &served, &route) {
+        let status = state.settings.server.access_denied_status;
+        return Err(Refusal::AccessDenied { model: asked.model.to_owned(), status });
+    }
+    let provider = Arc::clone(state.provider(&route.provider).ok_or_else(unknown)?);
+    let path =
+        provider.kind.path(asked.endpoint).ok_or_else(|| Refusal::Unsupported { provider: provider.name.clone() })?;
+    Ok(Plan { model: served, provider, provider_model: route.model, path })
+}
+
+/// What a name stands for: the name it is served under, and its route.
+pub fn resolve(state: &State, asked: &str, hint: Option<&str>) -> Option<(String, Route)> {
+    let name = state.unaliased(asked);
+    let direct = |provider: &Arc<Provider>, model: &str| {
+        let route = Route { provider: provider.name.clone(), model: model.to_owned() };
+        (!state.settings.closed_models()).then(|| (format!("{}/{model}", provider.name), route))
+    };
+    let configured = state.settings.models.get(name);
+    let Some(hint) = hint else {
+        return match configured {
+            Some(model) => model.routes.first().map(|route| (name.to_owned(), route.clone())),
+            None => state.split(name).and_then(|(provider, model)| direct(provider, model)),
+        };
+    };
+    let at_hint = configured.and_then(|model| model.routes.iter().find(|route| route.provider == hint));
+    match at_hint {
+        Some(route) => Some((name.to_owned(), route.clone())),
+        None => {
+            let provider = state.provider(hint)?;
+            let model = name.strip_prefix(hint).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+            direct(provider, model)
+        }
+    }
+}
+
+/// The key's own list and those of the path must all agree.
+pub fn allowed(state: &State, caller: &Caller, asked: &str, served: &str, route: &Route) -> bool {
+    let key = caller.key.allow.as_deref();
+    key.into_iter()
+        .chain(state.lists_of(&caller.user_path))
+        .all(|list| list.iter().any(|selector| state.selects(selector, asked, served, route)))
+}
+
+/// What is known of a route: nothing where the provider is not the one the catalog speaks of.
+pub fn known(provider: &Provider, model: &str) -> Option<&'static Entry> {
+    provider.is_original().then(|| catalog::find(provider.kind.kind(), model)).flatten()
+}
+
+impl Plan {
+    /// What may be asked of the model that was chosen.
+    pub fn bounds<'s>(&self, state: &'s State) -> Bounds<'s> {
+        Bounds::of(state.settings.models.get(&self.model), known(&self.provider, &self.provider_model))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::Key;
+    use crate::stage::testing;
+
+    const CONFIG: &str = r#"
+        [models.tts-fast]
+        routes = ["openai/gpt-4o-mini-tts"]
+        [models."house/voice"]
+        routes = ["local/kokoro/v1"]
+        [aliases]
+        tts-1 = "tts-fast"
+        plain = "local/piper"
+        [keys.k]
+        sha256 = "HASH:k"
+        [paths."/team"]
+        allow = ["tts-fast", "local/"]
+        [paths."/team/app"]
+        allow = ["local/piper", "openai/"]
+    "#;
+
+    fn caller(state: &State, path: &str, allow: Option<&str>) -> Caller {
+        let key = &state.settings.keys[0];
+        let allow = allow.map(|more| {
+            let config = format!("[keys.k]\nsha256 = \"HASH:k\"\nallow = {more}\n");
+            testing::settings(&config).keys[0].allow.clone().expect("a list")
+        });
+        let key = Key {
+            name: key.name.clone(),
+            hash: key.hash,
+            user_path: path.to_owned(),
+            workspace: None,
+            allow,
+            expires: None,
+            disabled: false,
+        };
+        Caller { key: Arc::new(key), user_path: path.to_owned(), spelling: "bearer" }
+    }
+
+    fn go(state: &State, caller: &Caller, model: &str, provider: Option<&str>) -> Result<String, (u16, &'static str)> {
+        plan(state, caller, Asked { model, provider, endpoint: Endpoint::Speech })
+            .map(|plan| format!("{} = {}/{}", plan.model, plan.provider.name, plan.provider_model))
+            .map_err(|refusal| (refusal.status(), refusal.code()))
+    }
+
+    #[test]
+    fn a_name_leads_to_its_route() {
+        let state = testing::state(CONFIG);
+        let anyone = caller(&state, "/", None);
+        let unknown = Err((404, "model_not_found"));
+        for (model, hint, want) in [
+            ("tts-fast", None, Ok("tts-fast = openai/gpt-4o-mini-tts")),
+            ("tts-1", None, Ok("tts-fast = openai/gpt-4o-mini-tts")),
+            ("plain", None, Ok("local/piper = local/piper")),
+            ("openai/tts-1-hd", None, Ok("openai/tts-1-hd = openai/tts-1-hd")),
+            ("local/a/b", None, Ok("local/a/b = local/a/b")),
+            ("house/voice", None, Ok("house/voice = local/kokoro/v1")),
+            ("tts-1-hd", None, unknown),
+            ("elsewhere/tts-1", None, unknown),
+            ("openai/", None, unknown),
+            ("OPENAI/tts-1", None, unknown),
+            ("tts-1-hd", Some("openai"), Ok("openai/tts-1-hd = openai/tts-1-hd")),
+            ("openai/tts-1-hd", Some("openai"), Ok("openai/tts-1-hd = openai/tts-1-hd")),
+            ("openai/tts-1-hd", Some("local"), Ok("local/openai/tts-1-hd = local/openai/tts-1-hd")),
+            ("tts-fast", Some("openai"), Ok("tts-fast = openai/gpt-4o-mini-tts")),
+            ("tts-1", Some("nobody"), unknown),
+        ] {
+            assert_eq!(go(&state, &anyone, model, hint), want.map(str::to_owned), "{model} at {hint:?}");
+        }
+    }
+
+    #[test]
+    fn closed_models_are_closed() {
+        let mut settings = testing::settings(CONFIG);
+        settings.server.closed_models = true;
+        let state = State::new(settings, false);
+        let anyone = caller(&state, "/", None);
+        assert!(go(&state, &anyone, "tts-1", None).is_ok());
+        for (model, hint) in [("openai/tts-1-hd", None), ("tts-1-hd", Some("openai")), ("openai/gpt-4o-mini-tts", None)]
+        {
+            assert_eq!(go(&state, &anyone, model, hint), Err((404, "model_not_found")), "{model} at {hint:?}");
+        }
+    }
+
+    #[test]
+    fn lists_of_key_and_paths_must_all_agree() {
+        let state = testing::state(CONFIG);
+        let denied = Err((403, "model_access_denied"));
+        for (path, allow, model, want) in [
+            ("/", None, "local/x", Ok(())),
+            ("/", Some(r#"["openai/"]"#), "openai/tts-1", Ok(())),
+            ("/", Some(r#"["openai/"]"#), "local/x", denied),
+            ("/", Some(r#"["tts-1"]"#), "tts-1", Ok(())),
+            ("/", Some(r#"["tts-1"]"#), "tts-fast", denied),
+            ("/", Some(r#"["tts-fast"]"#), "tts-1", Ok(())),
+            ("/", Some(r#"["openai/gpt-4o-mini-tts"]"#), "tts-1", Ok(())),
+            ("/", Some("[]"), "tts-1", denied),
+            ("/", Some(r#"["/"]"#), "local/x", Ok(())),
+            ("/team", None, "tts-1", Ok(())),
+            ("/team", None, "openai/tts-1", denied),
+            ("/team-b", None, "openai/tts-1", Ok(())),
+            ("/team/app", None, "local/piper", Ok(())),
+            ("/team/app", None, "local/x", denied),
+            ("/team/app", None, "tts-1", Ok(())),
+            ("/team/app", Some(r#"["local/"]"#), "tts-1", denied),
+        ] {
+            let got = go(&state, &caller(&state, path, allow), model, None).map(drop);
+            assert_eq!(got, want, "{model} for {path} with {allow:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_of_a_denial_is_a_setting() {
+        let mut settings = testing::settings(CONFIG);
+        settings.server.access_denied_status = 400;
+        let state = State::new(settings, false);
+        let got = go(&state, &caller(&state, "/", Some("[]")), "tts-1", None);
+        assert_eq!(got, Err((400, "model_access_denied")));
+    }
+
+    #[test]
+    fn the_catalog_speaks_only_of_the_provider_it_knows() {
+        let state = testing::state(CONFIG);
+        let at = |name: &str| known(state.provider(name).expect("configured"), "tts-1").is_some();
+        assert!(at("openai") && !at("local"));
+    }
+}

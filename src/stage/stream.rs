@@ -1,0 +1,280 @@
+//! The provider's head → the client's, and what of its answer may not pass.
+
+use http::{HeaderName, header};
+use pingora::http::ResponseHeader;
+
+use crate::refusal::Refusal;
+use crate::stage::inspect::{Call, Task};
+use crate::stage::route::Plan;
+use crate::wire::mask::{Mask, cover};
+
+/// Bytes of a JSON or text answer that are looked at for an echoed credential.
+const MASKED_BYTES_MAX: usize = 64 * 1024;
+
+/// Headers that end at us, whether or not `Connection` names them, and those no gateway may relay.
+const DROPPED: [&str; 11] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "te",
+    "trailer",
+    "upgrade",
+    "set-cookie",
+    "alt-svc",
+    "location",
+    "x-should-retry",
+];
+const OWN_PREFIX: &str = "x-aulos-";
+
+/// What an answer is for, as its headers say it.
+pub struct Origin<'e> {
+    pub request_id: &'e str,
+    pub attempts: usize,
+}
+
+/// Whether a provider's answer may reach the client. Interim heads are judged by [`interim`].
+pub fn accept(answer: &ResponseHeader) -> Result<(), Refusal> {
+    match answer.status.as_u16() {
+        401 | 403 => Err(Refusal::ProviderAuth),
+        // A redirect is never followed, and its `Location` is none of the client's business.
+        100..=199 | 300..=399 => Err(Refusal::UpstreamInvalid),
+        _ => Ok(()),
+    }
+}
+
+/// Interim answers are the provider's word to us. One that switches protocols was not asked for.
+pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
+    /// More than any provider has a reason to send.
+    const INTERIM_MAX: usize = 16;
+    if answer.status == http::StatusCode::SWITCHING_PROTOCOLS || seen > INTERIM_MAX {
+        return Err(Refusal::UpstreamInvalid);
+    }
+    Ok(())
+}
+
+/// Makes the provider's head into the client's.
+pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Origin<'_>) -> pingora::Result<()> {
+    strip(answer);
+    redact(answer, plan)?;
+    if answer.status.is_success() && !answer.headers.contains_key(header::CONTENT_TYPE) {
+        answer.insert_header(header::CONTENT_TYPE, content_type(call))?;
+    }
+    if !answer.headers.contains_key("x-request-id") {
+        answer.insert_header("x-request-id", origin.request_id)?;
+    }
+    answer.insert_header("x-aulos-request-id", origin.request_id)?;
+    answer.insert_header("x-aulos-origin", "provider")?;
+    answer.insert_header("x-aulos-provider", plan.provider.name.as_str())?;
+    answer.insert_header("x-aulos-model", plan.provider_model.as_str())?;
+    answer.insert_header("x-aulos-attempts", origin.attempts)?;
+    Ok(())
+}
+
+/// The mask for an answer that may hold text of the provider's.
+pub fn mask(answer: &ResponseHeader, plan: &Plan) -> Option<Mask> {
+    let key = plan.provider.key.as_ref()?;
+    let media = answer.headers.get(header::CONTENT_TYPE).map(|media| media.as_bytes().to_ascii_lowercase());
+    let is_text = match &media {
+        None => !answer.status.is_success(),
+        Some(media) => media.starts_with(b"text/") || memchr::memmem::find(media, b"json").is_some(),
+    };
+    is_text.then(|| Mask::new(key.expose(), MASKED_BYTES_MAX))
+}
+
+fn strip(answer: &mut ResponseHeader) {
+    let named: Vec<String> = answer
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        // Framing is the next hop's own, whoever names it.
+        .filter(|name| name != "content-length" && name != "transfer-encoding")
+        .collect();
+    for name in named {
+        answer.remove_header(name.as_str());
+    }
+    for name in DROPPED {
+        answer.remove_header(name);
+    }
+    let own: Vec<HeaderName> =
+        answer.headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
+    for name in own {
+        answer.remove_header(&name);
+    }
+}
+
+/// Covers the provider's key wherever it stands in a header.
+fn redact(answer: &mut ResponseHeader, plan: &Plan) -> pingora::Result<()> {
+    let Some(key) = &plan.provider.key else { return Ok(()) };
+    let secret = key.expose().as_bytes();
+    let echoed: Vec<HeaderName> = answer
+        .headers
+        .iter()
+        .filter(|(_, value)| memchr::memmem::find(value.as_bytes(), secret).is_some())
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in echoed {
+        let values: Vec<Vec<u8>> =
+            answer.headers.get_all(&name).iter().map(|value| value.as_bytes().to_vec()).collect();
+        answer.remove_header(&name);
+        for mut value in values {
+            cover(&mut value, secret);
+            answer.append_header(name.clone(), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The type of an answer whose provider did not say: what was asked for.
+fn content_type(call: &Call) -> &'static str {
+    let Task::Speech(speech) = &call.task else {
+        return if call.stream() { "text/event-stream" } else { "application/json" };
+    };
+    if speech.events {
+        return "text/event-stream";
+    }
+    match speech.format().unwrap_or("mp3") {
+        "mp3" => "audio/mpeg",
+        "opus" => "audio/ogg",
+        "aac" => "audio/aac",
+        "flac" => "audio/flac",
+        "wav" => "audio/wav",
+        "pcm" => "audio/pcm",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::inspect::{Named, call};
+    use crate::stage::route::{Asked, plan};
+    use crate::stage::{authenticate, testing};
+    use crate::state::State;
+    use crate::surface::Endpoint;
+    use crate::wire::json::Scanner;
+
+    fn planned() -> Plan {
+        let state = State::new(testing::settings(""), true);
+        let anyone = authenticate::caller(&state, &http::HeaderMap::new(), "", jiff::Timestamp::UNIX_EPOCH);
+        let asked = Asked { model: "openai/tts-1", provider: None, endpoint: Endpoint::Speech };
+        plan(&state, &anyone.expect("insecure"), asked).expect("a route")
+    }
+
+    fn speech(fields: &str) -> Call {
+        let body = format!(r#"{{"model":"openai/tts-1","input":"x","voice":"a"{fields}}}"#);
+        let mut scanner = Scanner::new();
+        scanner.push(body.as_bytes()).expect("valid");
+        call(Endpoint::Speech, Named::default(), body.as_bytes(), &scanner.finish().expect("valid")).expect("readable")
+    }
+
+    fn passed(status: u16, headers: &[(&'static str, &'static str)], fields: &str) -> Vec<(String, String)> {
+        let mut answer = ResponseHeader::build(status, None).expect("a head");
+        for (name, value) in headers {
+            answer.append_header(*name, *value).expect("a header");
+        }
+        let origin = Origin { request_id: "ID", attempts: 1 };
+        head(&mut answer, &planned(), &speech(fields), &origin).expect("passes");
+        let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
+        let mut seen: Vec<_> = answer.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        seen.sort_unstable();
+        seen
+    }
+
+    #[test]
+    fn what_ends_at_us_does_not_pass() {
+        let got = passed(
+            200,
+            &[
+                ("connection", "X-Secret, content-length, keep-alive"),
+                ("x-secret", "1"),
+                ("keep-alive", "timeout=5"),
+                ("set-cookie", "a=b"),
+                ("alt-svc", "h3"),
+                ("location", "http://elsewhere"),
+                ("x-aulos-origin", "aulos"),
+                ("content-length", "5"),
+                ("content-type", "audio/mpeg"),
+                ("x-request-id", "req_1"),
+                ("openai-processing-ms", "12"),
+                ("x-echo", "a provider-secret-0123456789 b"),
+            ],
+            "",
+        );
+        let want = [
+            ("content-length", "5"),
+            ("content-type", "audio/mpeg"),
+            ("openai-processing-ms", "12"),
+            ("x-aulos-attempts", "1"),
+            ("x-aulos-model", "tts-1"),
+            ("x-aulos-origin", "provider"),
+            ("x-aulos-provider", "openai"),
+            ("x-aulos-request-id", "ID"),
+            ("x-echo", "a ************************** b"),
+            ("x-request-id", "req_1"),
+        ];
+        let got: Vec<_> = got.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_type_is_the_providers_and_else_what_was_asked_for() {
+        let kind = |status, headers: &[(&'static str, &'static str)], fields: &str| {
+            passed(status, headers, fields).into_iter().find(|(name, _)| name == "content-type").map(|(_, value)| value)
+        };
+        assert_eq!(kind(200, &[("content-type", "audio/x")], "").as_deref(), Some("audio/x"));
+        for (fields, want) in [
+            ("", "audio/mpeg"),
+            (r#","response_format":"wav""#, "audio/wav"),
+            (r#","response_format":"opus""#, "audio/ogg"),
+            (r#","response_format":"pcm16""#, "audio/pcm"),
+            (r#","response_format":"strange""#, "application/octet-stream"),
+            (r#","stream_format":"sse""#, "text/event-stream"),
+        ] {
+            assert_eq!(kind(200, &[], fields).as_deref(), Some(want), "{fields}");
+        }
+        assert_eq!(kind(500, &[], ""), None);
+    }
+
+    #[test]
+    fn some_answers_are_not_the_clients() {
+        for (status, want) in [
+            (200, None),
+            (404, None),
+            (429, None),
+            (500, None),
+            (401, Some("provider_auth")),
+            (403, Some("provider_auth")),
+            (302, Some("upstream_invalid_response")),
+            (101, Some("upstream_invalid_response")),
+        ] {
+            let answer = ResponseHeader::build(status, None).expect("a head");
+            assert_eq!(accept(&answer).err().map(|refusal| refusal.code()), want, "{status}");
+        }
+        let interim_of = |status| ResponseHeader::build(status, None).expect("a head");
+        assert!(interim(&interim_of(103), 1).is_ok());
+        assert!(interim(&interim_of(103), 17).is_err() && interim(&interim_of(101), 1).is_err());
+    }
+
+    #[test]
+    fn text_is_masked_and_audio_is_not() {
+        let plan = planned();
+        for (status, media, want) in [
+            (200, Some("audio/mpeg"), false),
+            (200, Some("application/json; charset=utf-8"), true),
+            (200, Some("text/event-stream"), true),
+            (500, Some("text/html"), true),
+            (500, None, true),
+            (200, None, false),
+        ] {
+            let mut answer = ResponseHeader::build(status, None).expect("a head");
+            if let Some(media) = media {
+                answer.insert_header("content-type", media).expect("a header");
+            }
+            assert_eq!(mask(&answer, &plan).is_some(), want, "{status} {media:?}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The way to a provider.
+
+pub mod resolve;

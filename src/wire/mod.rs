@@ -1,0 +1,9 @@
+//! Byte formats. A scanner here is fed slices: it owns no socket, clock or task, has a limit, and gives the same
+//! result however the network cuts its input. Nothing of ours is imported.
+
+pub mod head;
+pub mod json;
+pub mod mask;
+pub mod splice;
+#[cfg(test)]
+pub(crate) mod testing;

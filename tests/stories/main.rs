@@ -1,0 +1,11 @@
+//! Stories: the real binary, on loopback ports the system chose, against fake vendors that can stall, reset and lie.
+
+mod support;
+
+mod bad_input;
+mod clients;
+mod demo;
+mod faults;
+mod process;
+mod speech;
+mod tls;

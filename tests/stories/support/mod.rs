@@ -1,0 +1,42 @@
+//! The one place that knows ports, processes and waiting.
+
+pub(crate) mod client;
+pub(crate) mod gateway;
+pub(crate) mod vendor;
+
+pub(crate) use client::{Answer, Client};
+pub(crate) use gateway::{Conf, Gateway};
+pub(crate) use vendor::{Vendor, Wire};
+
+/// The key of every test's client.
+pub(crate) const KEY: &str = "omx_live_test_key";
+/// The credential the gateway has for its provider.
+pub(crate) const PROVIDER_KEY: &str = "sk-provider-secret-0123456789abcdef";
+/// How long a story waits for something that has to happen before it calls it a failure.
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// The SHA-256 of `text`, in hexadecimal.
+pub(crate) fn sha256(text: &str) -> String {
+    aulos::units::KeyHash::of(text.as_bytes()).to_string()
+}
+
+/// Awaits `future`, and fails the story where it takes too long.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(done) => done,
+        Err(_) => unreachable!("{what} did not happen within {PATIENCE:?}"),
+    }
+}
+
+/// Waits until `check` gives something. For states that only another process can reach.
+pub(crate) async fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    soon(what, async {
+        loop {
+            if let Some(found) = check() {
+                return found;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    })
+    .await
+}

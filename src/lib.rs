@@ -8,6 +8,7 @@
 //! the stages stand on. Imports point down. (`hold` and `settle` come with the money.)
 
 pub mod cli;
+pub mod demo;
 pub mod listen;
 
 pub mod admin;

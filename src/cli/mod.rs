@@ -1,4 +1,4 @@
-//! The verbs: `run`, `check`, `route`, `keys`.
+//! The verbs: `run`, `check`, `route`, `keys`, `demo`.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Process, Settings};
 use crate::listen::run::{self, FromFile};
 
+mod demo;
 mod keys;
 mod route;
 
@@ -31,6 +32,8 @@ enum Verb {
     /// Make a key, or see which key of the config a text is.
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Serve on loopback with a provider that really speaks: nothing to set up, nothing to pay.
+    Demo(demo::Demo),
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Verb::Check(config) => check(config),
         Verb::Route(route) => route::route(route),
         Verb::Keys(keys) => keys::keys(keys),
+        Verb::Demo(demo) => demo::demo(demo),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

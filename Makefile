@@ -1,0 +1,29 @@
+# `make run` and `make test` set up what is missing; both work on a fresh Debian with rustup's stable Rust.
+
+.PHONY: run test bench soak
+
+# The gateway with a provider that really speaks, on loopback: prints requests to paste.
+run:
+	deploy/setup build speech
+	cargo build --locked
+	exec target/debug/aulos demo
+
+# Everything: format, lints, all tests, real clients among them.
+test:
+	deploy/setup build speech clients
+	tests/clients/install
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked
+
+# Measures, on loopback, for a few minutes: beside a bare Pingora proxy, nginx and HAProxy.
+bench:
+	deploy/setup build bench
+	cargo build --release --locked --workspace
+	target/release/bench
+
+# The timed and long figures: slow clients, mixed faults, memory. A few minutes, on loopback.
+soak:
+	deploy/setup build
+	cargo build --release --locked --workspace
+	target/release/soak

@@ -130,6 +130,10 @@ impl Gateway {
     async fn admit(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Admission, Failed> {
         let state = Arc::clone(&exchange.state);
         let place = place(session.req_header())?;
+        if place.endpoint.is_health() {
+            // Served before this, where it is served at all.
+            return Err(unknown_path(session.req_header().uri.path()).into());
+        }
         exchange.endpoint = Some(place.endpoint);
         let query = session.req_header().uri.query().unwrap_or_default().to_owned();
         let headers = &session.req_header().headers;
@@ -244,15 +248,16 @@ impl Desk {
 /// Which endpoint a head is for.
 fn place(head: &RequestHeader) -> Result<Place, Refusal> {
     let path = head.uri.path();
-    let place = surface::find(path).ok_or_else(|| Refusal::UnknownPath {
-        path: printable(path.as_bytes(), PATH_BYTES_MAX),
-        hint: surface::hint(path),
-    })?;
+    let place = surface::find(path).ok_or_else(|| unknown_path(path))?;
     if !place.endpoint.allows(&head.method) {
         let method = printable(head.method.as_str().as_bytes(), 32);
         return Err(Refusal::MethodNotAllowed { method, allow: place.endpoint.allow() });
     }
     Ok(place)
+}
+
+fn unknown_path(path: &str) -> Refusal {
+    Refusal::UnknownPath { path: printable(path.as_bytes(), PATH_BYTES_MAX), hint: surface::hint(path) }
 }
 
 /// The answer of an endpoint that needs no provider.
@@ -286,6 +291,15 @@ fn request(session: &Session) -> Request {
             Version::HTTP_10 => "1.0",
             _ => "1.1",
         },
+    }
+}
+
+/// How long a client may take for a piece. Over HTTP/1 the connection itself knows who takes nothing at all; over
+/// HTTP/2 only the stream does, and there a piece has to be taken in time.
+fn pace(session: &mut Session, idle: Duration) {
+    session.set_read_timeout(Some(idle));
+    if session.req_header().version == Version::HTTP_2 {
+        session.set_write_timeout(Some(idle));
     }
 }
 
@@ -335,7 +349,7 @@ impl ProxyHttp for Gateway {
             return Ok(true);
         }
         exchange.request = request(session);
-        session.set_write_timeout(Some(exchange.state.settings.timeouts.idle));
+        pace(session, exchange.state.settings.timeouts.idle);
         let admission = match lint_h2(session.req_header()).and_then(|()| self.begin(exchange)) {
             Ok(()) => self.admit(session, exchange).await,
             Err(refusal) => Err(refusal.into()),
@@ -561,19 +575,21 @@ impl ProxyHttp for Gateway {
         format!("{} {path}, request {}", printable(head.method.as_str().as_bytes(), 32), ctx.exchange.id)
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &Context, error: &Error) -> bool {
-        // Clients leave and are refused all day; the records say so.
-        *error.esource() == ErrorSource::Downstream || root(error).is_some()
+    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+        // Pingora's line quotes what a provider sent, which may be our own credential. What failed is in the records
+        // and in the log line of the attempt.
+        true
     }
 }
 
 impl Gateway {
     fn attempt_failed(&self, exchange: &mut Exchange, reason: &'static str) {
-        let Some(attempt) = exchange.attempt_mut() else { return };
-        if attempt.log.error.is_none() {
-            attempt.log.error = Some(reason);
-            self.desk.metrics.upstream_errors.with_label_values(&[attempt.log.provider.as_str(), reason]).inc();
-        }
+        let id = exchange.id.clone();
+        let Some(attempt) = exchange.attempt_mut().filter(|attempt| attempt.log.error.is_none()) else { return };
+        attempt.log.error = Some(reason);
+        let Attempted { provider, peer, .. } = &attempt.log;
+        log::warn!("{provider} at {peer}: {reason}, request {id}");
+        self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
     }
 }
 

@@ -52,7 +52,7 @@ pub fn wrap(session: &mut Box<ServerSession>, read: Bytes, patience: Patience, s
         stopping,
         way: way.clone(),
     };
-    *session = Box::new(ServerSession::new_custom(Box::new(replay)));
+    **session = ServerSession::new_custom(Box::new(replay));
     way
 }
 

@@ -73,11 +73,27 @@ impl<E: Environment + Send + Sync + 'static> Source for FromFile<E> {
     }
 }
 
-/// Serves what `source` says until SIGTERM. `started` gets the addresses, once they are bound.
+/// A gateway whose sockets are bound, and which is about to serve.
+pub struct Starting<'s> {
+    pub settings: &'s Settings,
+    pub addresses: &'s Addresses,
+    server: &'s mut Server,
+    stopping: &'s ShutdownWatch,
+}
+
+impl Starting<'_> {
+    /// Serves something else in the same process, on sockets of its own.
+    pub fn beside(&mut self, sockets: Sockets, service: impl Service + 'static) {
+        let (fds, stopping) = (sockets.into_fds(), self.stopping.clone());
+        self.server.add_service(Ours { inner: service, fds, stopping, threads: Some(1) });
+    }
+}
+
+/// Serves what `source` says until SIGTERM. `starting` is called once, when everything is bound.
 pub fn run(
     source: impl Source,
     insecure: bool,
-    started: impl FnOnce(&Settings, &Addresses) -> io::Result<()>,
+    starting: impl FnOnce(Starting<'_>) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let settings = source.load().map_err(Failure::Config)?;
     if settings.keys.is_empty() && !insecure {
@@ -98,7 +114,7 @@ pub fn run(
     server.bootstrap();
     let connections = Connections::new(metrics.connections.clone());
     let desk = Arc::new(Desk::new(records, Arc::new(metrics)));
-    started(&settings, &addresses)?;
+    starting(Starting { settings: &settings, addresses: &addresses, server: &mut server, stopping: &stopping })?;
     let state = Arc::new(ArcSwap::from_pointee(State::new(settings, insecure)));
     let fds = sockets.into_fds();
     let proxy = Proxy { state: &state, desk: &desk, conf: &server.configuration, stopping: &stopping };
@@ -121,7 +137,7 @@ pub fn run(
         server.add_service(Ours { inner: service, fds, stopping: never.subscribe(), threads: Some(1) });
     }
     let actions = Reload { source, insecure, state, desk: Arc::clone(&desk), certificates };
-    let watch = Deferred { parts: std::sync::Mutex::new(Some((actions, stop, connections))) };
+    let watch = Deferred(std::sync::Mutex::new(Some(Parts { actions, stop, connections })));
     server.run(RunArgs { shutdown_signal: Box::new(watch) });
     match writer.close() {
         0 => Ok(()),
@@ -138,7 +154,8 @@ pub struct Addresses {
 }
 
 /// Says on standard output what listens where: the one thing a supervisor or a test has to know.
-pub fn announce(settings: &Settings, addresses: &Addresses) -> io::Result<()> {
+pub fn announce(starting: Starting<'_>) -> io::Result<()> {
+    let Starting { settings, addresses, .. } = starting;
     let mut out = io::stdout().lock();
     for (listener, addr) in settings.server.listen.iter().zip(&addresses.public) {
         let scheme = if listener.tls.is_some() { "https" } else { "http" };
@@ -293,15 +310,19 @@ impl<S: Source> Actions for Reload<S> {
 }
 
 /// Signals can only be listened to on a runtime, and the first there is one is when the server asks.
-struct Deferred<S> {
-    parts: std::sync::Mutex<Option<(Reload<S>, watch::Sender<bool>, Arc<Connections>)>>,
+struct Deferred<S>(std::sync::Mutex<Option<Parts<S>>>);
+
+struct Parts<S> {
+    actions: Reload<S>,
+    stop: watch::Sender<bool>,
+    connections: Arc<Connections>,
 }
 
 #[async_trait]
 impl<S: Source> pingora_core::server::ShutdownSignalWatch for Deferred<S> {
     async fn recv(&self) -> pingora_core::server::ShutdownSignal {
-        let parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let Some((actions, stop, connections)) = parts else { return std::future::pending().await };
+        let parts = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(Parts { actions, stop, connections }) = parts else { return std::future::pending().await };
         actions.desk.metrics.reload_successful.set(1);
         match Signals::new(actions, stop, connections) {
             Ok(signals) => {

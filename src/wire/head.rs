@@ -323,7 +323,7 @@ impl Reader {
             return Err(Invalid("Transfer-Encoding with GET or HEAD"));
         }
         // Where the body ends and the other protocol begins is not the same place for everyone.
-        if self.fields.upgrade && !matches!(body, Body::None | Body::Length(0)) {
+        if self.fields.switches && !matches!(body, Body::None | Body::Length(0)) {
             return Err(Invalid("Upgrade with a body"));
         }
         Ok(body)
@@ -339,6 +339,9 @@ struct Fields {
     chunked: bool,
     expect: bool,
     upgrade: bool,
+    /// An upgrade that is more than an offer of HTTP/2, which some clients make with every request and which is
+    /// ignored (RFC 9113 §3.1).
+    switches: bool,
     close: bool,
     keep_alive: bool,
 }
@@ -351,6 +354,7 @@ impl Fields {
             6 if same(name, "expect") => self.expect(value),
             7 if same(name, "upgrade") => {
                 self.upgrade = true;
+                self.switches |= !same(value, "h2c");
                 Ok(())
             }
             10 if same(name, "connection") => self.connection(value),
@@ -667,6 +671,7 @@ mod tests {
             "Content-Length:\t7 \r\n",
             "Content-Length: 9223372036854775807\r\n",
             "Upgrade: h2c\r\nContent-Length: 0\r\n",
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 5\r\n",
             "Contents-Length: 1\r\nX-Content-Length: 1\r\nTransfer: x\r\n",
         ] {
             good(&get(lines));

@@ -19,11 +19,11 @@ test:
 # Measures, on loopback, for a few minutes: beside a bare Pingora proxy, nginx and HAProxy.
 bench:
 	deploy/setup build bench
-	cargo build --release --locked --workspace
+	cargo build --release --locked --workspace --bins
 	target/release/bench
 
 # The timed and long figures: slow clients, mixed faults, memory. A few minutes, on loopback.
 soak:
 	deploy/setup build
-	cargo build --release --locked --workspace
+	cargo build --release --locked --workspace --bins
 	target/release/soak

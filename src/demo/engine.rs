@@ -285,7 +285,7 @@ mod tests {
     fn a_package_is_missing_where_its_program_is_not_on_the_path() {
         assert_eq!(missing_engines(OsStr::new("")), ["flite", "espeak-ng", "ffmpeg"]);
         assert_eq!(missing_engines(OsStr::new("/nonexistent:.")), ["flite", "espeak-ng", "ffmpeg"]);
-        assert_eq!(missing_engines(&std::env::var_os("PATH").unwrap()), [""; 0]);
+        assert_eq!(missing_engines(&std::env::var_os("PATH").expect("a PATH")), [""; 0]);
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_file_has_no_name() {
-        let file = unlinked_file().unwrap();
-        assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap()), 0);
+        let file = unlinked_file().expect("the temporary folder");
+        assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().expect("the temporary folder")), 0);
     }
 }

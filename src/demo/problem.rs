@@ -105,8 +105,8 @@ mod tests {
             (Failure::Nothing.into(), 400, json!("input"), json!("invalid_value")),
         ];
         for (problem, status, param, code) in rows {
-            let answer: serde_json::Value = serde_json::from_str(&problem.to_json()).unwrap();
-            let error = answer["error"].as_object().unwrap();
+            let answer: serde_json::Value = serde_json::from_str(&problem.to_json()).expect("an answer in JSON");
+            let error = answer["error"].as_object().expect("an answer in JSON");
             assert_eq!(problem.status().as_u16(), status, "{problem}");
             assert_eq!(error.len(), 4, "{problem}");
             assert_eq!((&error["param"], &error["code"]), (&param, &code), "{problem}");

@@ -151,7 +151,7 @@ mod tests {
     /// A good request, with some members changed.
     fn with(changes: Value) -> Result<Utterance, Problem> {
         let mut body = json!({ "model": "demo-tts", "input": "Hello.", "voice": "rms" });
-        for (name, value) in changes.as_object().unwrap() {
+        for (name, value) in changes.as_object().expect("an object") {
             body[name] = value.clone();
         }
         parse(body.to_string().as_bytes())
@@ -159,10 +159,15 @@ mod tests {
 
     #[test]
     fn a_small_request_gets_the_defaults() {
-        let utterance = with(json!({})).unwrap();
+        let utterance = with(json!({})).expect("a good request");
         assert_eq!(
             utterance,
-            Utterance { text: "Hello.".into(), voice: Voice::find("rms").unwrap(), format: Format::Mp3, speed: 1.0 }
+            Utterance {
+                text: "Hello.".into(),
+                voice: Voice::find("rms").expect("a voice"),
+                format: Format::Mp3,
+                speed: 1.0
+            }
         );
     }
 
@@ -220,6 +225,6 @@ mod tests {
 
     #[test]
     fn commands_to_an_engine_are_not_text() {
-        assert_eq!(with(json!({ "input": "a\u{1}b\u{7f}c\r\nd" })).unwrap().text, "a b c \nd");
+        assert_eq!(with(json!({ "input": "a\u{1}b\u{7f}c\r\nd" })).expect("a good request").text, "a b c \nd");
     }
 }

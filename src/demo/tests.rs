@@ -22,13 +22,13 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        Self::with_path(std::env::var_os("PATH").unwrap()).await
+        Self::with_path(std::env::var_os("PATH").expect("a PATH")).await
     }
 
     async fn with_path(path: impl Into<OsString>) -> Self {
         let speaker = Arc::new(Speaker::new(path));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("loopback");
         let (shutdown, watch) = watch::channel(false);
         let app = speaker.clone();
         tokio::spawn(async move {
@@ -41,14 +41,14 @@ impl Server {
     }
 
     async fn send(&self, request: &[u8]) -> TcpStream {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
-        socket.write_all(request).await.unwrap();
+        let mut socket = TcpStream::connect(self.address).await.expect("loopback");
+        socket.write_all(request).await.expect("the connection");
         socket
     }
 
     async fn ask(&self, request: &[u8]) -> Answer {
         let mut raw = Vec::new();
-        self.send(request).await.read_to_end(&mut raw).await.unwrap();
+        self.send(request).await.read_to_end(&mut raw).await.expect("the connection");
         Answer::parse(&raw)
     }
 
@@ -69,7 +69,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
 /// The fox, spoken by rms as wave, but for the `changes`.
 fn speech(changes: Value) -> Vec<u8> {
     let mut body = json!({ "model": MODEL, "input": FOX, "voice": "rms", "response_format": "wav" });
-    for (name, value) in changes.as_object().unwrap() {
+    for (name, value) in changes.as_object().expect("an object") {
         body[name] = value.clone();
     }
     post("/v1/audio/speech", body.to_string().as_bytes())
@@ -86,9 +86,9 @@ struct Answer {
 
 impl Answer {
     fn parse(raw: &[u8]) -> Self {
-        let end = raw.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
-        let head = String::from_utf8(raw[..end].to_vec()).unwrap().to_ascii_lowercase();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let end = raw.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a whole head");
+        let head = String::from_utf8(raw[..end].to_vec()).expect("ASCII").to_ascii_lowercase();
+        let status = head.split(' ').nth(1).expect("a status").parse().expect("a status");
         let rest = &raw[end + 4..];
         let mut answer = Self { status, head, body: Vec::new(), complete: false };
         match answer.header("content-length") {
@@ -104,7 +104,8 @@ impl Answer {
 
     fn join_chunks(&mut self, mut rest: &[u8]) {
         while let Some(line) = rest.windows(2).position(|bytes| bytes == b"\r\n") {
-            let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+            let length = usize::from_str_radix(std::str::from_utf8(&rest[..line]).expect("a chunk length"), 16)
+                .expect("a chunk length");
             let chunk = &rest[line + 2..];
             self.complete = length == 0;
             if length == 0 || chunk.len() < length + 2 {
@@ -120,7 +121,7 @@ impl Answer {
     }
 
     fn error(&self) -> Value {
-        let answer: Value = serde_json::from_slice(&self.body).unwrap();
+        let answer: Value = serde_json::from_slice(&self.body).expect("an answer in JSON");
         answer["error"].clone()
     }
 
@@ -217,7 +218,7 @@ async fn text_is_never_an_option() {
 async fn the_models_are_listed() {
     let server = Server::start().await;
     let answer = server.ask(b"GET /v1/models?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-    let list: Value = serde_json::from_slice(&answer.body).unwrap();
+    let list: Value = serde_json::from_slice(&answer.body).expect("an answer in JSON");
     assert_eq!((answer.status, &list["object"], &list["data"][0]["id"]), (200, &json!("list"), &json!(MODEL)));
 }
 
@@ -245,22 +246,23 @@ async fn what_is_not_served_is_refused_in_openais_envelope() {
 #[tokio::test]
 async fn one_connection_serves_many_requests() {
     let server = Server::start().await;
-    let kept = String::from_utf8(speech(json!({ "voice": "nobody" }))).unwrap().replace("Connection: close\r\n", "");
+    let kept =
+        String::from_utf8(speech(json!({ "voice": "nobody" }))).expect("ASCII").replace("Connection: close\r\n", "");
     let mut socket = server.send(kept.as_bytes()).await;
     let mut answer = Vec::new();
     while !answer.ends_with(b"}}") {
-        assert_ne!(socket.read_buf(&mut answer).await.unwrap(), 0);
+        assert_ne!(socket.read_buf(&mut answer).await.expect("the connection"), 0);
     }
     answer.clear();
-    socket.write_all(&speech(json!({ "response_format": "pcm" }))).await.unwrap();
-    socket.read_to_end(&mut answer).await.unwrap();
+    socket.write_all(&speech(json!({ "response_format": "pcm" }))).await.expect("the connection");
+    socket.read_to_end(&mut answer).await.expect("the connection");
     assert!(Answer::parse(&answer).complete);
 }
 
 #[tokio::test]
 async fn a_client_of_http_1_0_gets_no_chunks() {
     let server = Server::start().await;
-    let old = String::from_utf8(speech(json!({}))).unwrap().replace("HTTP/1.1", "HTTP/1.0");
+    let old = String::from_utf8(speech(json!({}))).expect("ASCII").replace("HTTP/1.1", "HTTP/1.0");
     let answer = server.ask(old.as_bytes()).await;
     assert_eq!((answer.status, answer.header("transfer-encoding")), (200, None));
     assert!(answer.body.starts_with(&wave::HEAD) && answer.body.len() > 72_000);
@@ -269,8 +271,8 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
 #[tokio::test]
 async fn past_the_waiting_room_it_is_busy() {
     let server = Server::start().await;
-    let all = u32::try_from(SPEAKING_MAX + WAITING_MAX).unwrap();
-    let crowd = server.speaker.room.acquire_many(all).await.unwrap();
+    let all = u32::try_from(SPEAKING_MAX + WAITING_MAX).expect("a small number");
+    let crowd = server.speaker.room.acquire_many(all).await.expect("an open semaphore");
     let answer = server.say(json!({})).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     assert_eq!(answer.error()["code"], "overloaded");
@@ -282,7 +284,12 @@ async fn past_the_waiting_room_it_is_busy() {
 #[tokio::test]
 async fn who_has_to_wait_is_served_in_turn_and_who_leaves_is_forgotten() {
     let server = Server::start().await;
-    let speaking = server.speaker.turns.acquire_many(u32::try_from(SPEAKING_MAX).unwrap()).await.unwrap();
+    let speaking = server
+        .speaker
+        .turns
+        .acquire_many(u32::try_from(SPEAKING_MAX).expect("a small number"))
+        .await
+        .expect("an open semaphore");
     let in_room = |count: usize| {
         let room = &server.speaker.room;
         async move {
@@ -298,7 +305,7 @@ async fn who_has_to_wait_is_served_in_turn_and_who_leaves_is_forgotten() {
     in_room(1).await;
     drop(speaking);
     let mut answer = Vec::new();
-    waits.read_to_end(&mut answer).await.unwrap();
+    waits.read_to_end(&mut answer).await.expect("the connection");
     assert!(Answer::parse(&answer).seconds() > 1.5);
 }
 
@@ -310,10 +317,11 @@ struct FakeEngine {
 impl FakeEngine {
     fn new(name: &str, script: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("aulos-fake-engine-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(&folder).expect("the temporary folder");
         let wave = wave::wave_of(22_050, 0x7FFF_F000, &[1000; 4000]);
-        std::fs::write(folder.join("speech.wav"), wave).unwrap();
-        std::fs::write(folder.join("script"), format!("#!/bin/sh\ncd {}\n{script}\n", folder.display())).unwrap();
+        std::fs::write(folder.join("speech.wav"), wave).expect("the temporary folder");
+        std::fs::write(folder.join("script"), format!("#!/bin/sh\ncd {}\n{script}\n", folder.display()))
+            .expect("the temporary folder");
         // Another process writes the program: one that is open for writing here could not be started.
         run(Command::new("install").args(["-m", "755"]).arg(folder.join("script")).arg(folder.join("espeak-ng")));
         Self { folder }
@@ -323,7 +331,7 @@ impl FakeEngine {
     fn path(&self) -> OsString {
         let mut path = self.folder.clone().into_os_string();
         path.push(":");
-        path.push(std::env::var_os("PATH").unwrap());
+        path.push(std::env::var_os("PATH").expect("a PATH"));
         path
     }
 }
@@ -335,12 +343,12 @@ impl Drop for FakeEngine {
 }
 
 fn run(command: &mut Command) {
-    assert!(command.status().unwrap().success(), "{command:?}");
+    assert!(command.status().expect("a program").success(), "{command:?}");
 }
 
 fn fifo(path: &Path) -> pipe::Receiver {
     run(Command::new("mkfifo").arg(path));
-    pipe::OpenOptions::new().open_receiver(path).unwrap()
+    pipe::OpenOptions::new().open_receiver(path).expect("the pipe")
 }
 
 #[tokio::test]
@@ -352,11 +360,11 @@ async fn audio_goes_out_while_it_is_made_and_stops_when_the_client_leaves() {
         let mut alive = fifo(&engine.folder.join("alive"));
         let mut client = server.send(&speech(json!({ "voice": "nova", "response_format": format }))).await;
         let mut heard = vec![0; 20_000];
-        client.read_exact(&mut heard).await.unwrap();
+        client.read_exact(&mut heard).await.expect("the connection");
         assert!(heard.starts_with(b"HTTP/1.1 200 OK\r\n"), "{format}");
         drop(client);
-        assert_eq!(alive.read(&mut heard).await.unwrap(), 0, "{format}: its end is the end of the pipe");
-        std::fs::remove_file(engine.folder.join("alive")).unwrap();
+        assert_eq!(alive.read(&mut heard).await.expect("the pipe"), 0, "{format}: its end is the end of the pipe");
+        std::fs::remove_file(engine.folder.join("alive")).expect("the temporary folder");
     }
 }
 
@@ -369,10 +377,10 @@ async fn an_engine_that_says_nothing_more_is_ended_when_the_client_leaves() {
     let server = Server::with_path(engine.path()).await;
     let mut client = server.send(&speech(json!({ "voice": "nova" }))).await;
     let mut heard = vec![0; 4_000];
-    client.read_exact(&mut heard).await.unwrap();
+    client.read_exact(&mut heard).await.expect("the connection");
     drop(client);
     let ended = tokio::time::timeout(Duration::from_secs(20), alive.read(&mut heard)).await;
-    assert_eq!(ended.expect("it still lives").unwrap(), 0);
+    assert_eq!(ended.expect("it still lives").expect("the pipe"), 0);
     while server.speaker.turns.available_permits() < SPEAKING_MAX {
         tokio::task::yield_now().await;
     }
@@ -416,6 +424,11 @@ async fn an_engine_that_is_not_there_is_named() {
     {
         let answer = server.say(json!({ "voice": voice, "response_format": format })).await;
         assert_eq!((answer.status, answer.complete), (503, true));
-        assert!(answer.error()["message"].as_str().unwrap().contains(&format!("apt-get install {package}")));
+        assert!(
+            answer.error()["message"]
+                .as_str()
+                .expect("an answer in JSON")
+                .contains(&format!("apt-get install {package}"))
+        );
     }
 }

@@ -1,0 +1,74 @@
+//! `make bench`: aulos, a bare Pingora proxy, nginx and HAProxy before one fake provider, side by side in one
+//! run, as one Markdown table. By hand, on loopback, in less than four minutes. Fails if any request failed.
+//!
+//! Rounds alternate (A B C D, A B C D, …), so that what the machine does meanwhile hits all alike.
+
+mod report;
+mod rounds;
+mod streams;
+
+use aulos_bench::contender::{Contender, Kind};
+use aulos_bench::procfs;
+use aulos_bench::rig::Rig;
+use report::Report;
+use rounds::{CASES, ROUNDS};
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const BENCH_MAX: Duration = Duration::from_secs(240);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let bench = tokio::time::timeout(BENCH_MAX, bench());
+    let ended = tokio::select! {
+        ended = bench => ended.unwrap_or_else(|_| Err(io::Error::other("not done within four minutes"))),
+        _ = tokio::signal::ctrl_c() => Err(io::Error::other("interrupted")),
+    };
+    match ended {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(errors) => {
+            println!("\nFAILED: {errors} requests were not answered as they should have been.");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How many requests failed.
+async fn bench() -> io::Result<u64> {
+    procfs::raise_open_files();
+    let machine = procfs::machine().await?;
+    let rig = Rig::start()?;
+    let mut report = Report::new(machine, rig.pins);
+    let mut contenders = Vec::new();
+    for kind in Kind::ALL {
+        match kind.missing() {
+            Some(why) => report.leave_out(kind, why),
+            None => contenders.push(Contender::start(kind, &rig).await?),
+        }
+    }
+    for case in CASES {
+        for round in 0..ROUNDS {
+            for contender in &contenders {
+                eprintln!("{} {}, round {} of {ROUNDS}", contender.kind.name(), case.word(), round + 1);
+                report.add(case, contender.kind, rounds::round(contender, case, round).await?);
+            }
+        }
+    }
+    let kinds: Vec<Kind> = contenders.iter().filter(|contender| contender.pid().is_some()).map(|c| c.kind).collect();
+    drop(contenders);
+    for case in streams::CASES {
+        for &kind in &kinds {
+            eprintln!("{} {} streams", kind.name(), case.word());
+            // A fresh process: what earlier rounds left in an allocator would hide what a stream needs.
+            let contender = Contender::start(kind, &rig).await?;
+            report.add_stream(case, kind, streams::resident_bytes_each(&contender, case).await?);
+        }
+    }
+    print!("{}", report.render());
+    Ok(report.errors())
+}

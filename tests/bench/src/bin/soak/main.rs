@@ -1,0 +1,79 @@
+//! `make soak`: what only shows under pressure or after a while. Idle clients (F13), slow heads (F14), dear
+//! requests (F15), a minute of mixed traffic of which a third is broken (F24). By hand, on loopback, a few
+//! minutes; a table with a target in each row, and exit code 1 if one was missed.
+//!
+//! ```text
+//! soak [--bare] [f13] [f14] [f15] [f24]      no figure named: all of them
+//! ```
+//!
+//! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds.
+
+mod amplify;
+mod finding;
+mod idle;
+mod mixed;
+mod slow_heads;
+mod visitor;
+
+use aulos_bench::contender::{Contender, Kind};
+use aulos_bench::procfs;
+use aulos_bench::rig::Rig;
+use aulos_bench::table::Table;
+use finding::Finding;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const SOAK_MAX: Duration = Duration::from_secs(300);
+const FIGURES: [&str; 4] = ["f13", "f14", "f15", "f24"];
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let (flags, figures): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.starts_with('-'));
+    if flags.iter().any(|flag| flag != "--bare") || !figures.iter().all(|name| FIGURES.contains(&name.as_str())) {
+        eprintln!("usage: soak [--bare] [{}]", FIGURES.join("] ["));
+        return ExitCode::FAILURE;
+    }
+    let kind = if flags.is_empty() { Kind::Aulos } else { Kind::Bare };
+    let chosen = FIGURES.into_iter().filter(|name| figures.is_empty() || figures.iter().any(|figure| figure == name));
+    let soak = tokio::time::timeout(SOAK_MAX, soak(kind, chosen.collect()));
+    let ended = tokio::select! {
+        ended = soak => ended.unwrap_or_else(|_| Err(io::Error::other("not done within five minutes"))),
+        _ = tokio::signal::ctrl_c() => Err(io::Error::other("interrupted")),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every target was met.
+async fn soak(kind: Kind, figures: Vec<&str>) -> io::Result<bool> {
+    let files_max = procfs::raise_open_files();
+    if let Some(why) = kind.missing() {
+        return Err(io::Error::other(format!("{} is {why}", kind.name())));
+    }
+    let machine = procfs::machine().await?;
+    let rig = Rig::start()?;
+    println!("Machine: {machine}; {}.\n{}\n", rig.pins.describe(), kind.version());
+    let mut findings: Vec<Finding> = Vec::new();
+    for figure in figures {
+        eprintln!("{figure}");
+        // Each figure has a process of its own: none starts with what another has left behind.
+        let contender = Contender::start(kind, &rig).await?;
+        findings.extend(match figure {
+            "f13" => idle::run(&contender, files_max).await?,
+            "f14" => slow_heads::run(&contender).await?,
+            "f15" => amplify::run(&contender).await?,
+            _ => mixed::run(&contender, &rig).await?,
+        });
+    }
+    let mut table = Table::new(&["figure", "what", "measured", "target", ""]);
+    findings.iter().for_each(|finding| table.row(finding.row()));
+    print!("{}", table.render());
+    Ok(findings.iter().all(Finding::holds))
+}

@@ -1,0 +1,101 @@
+//! The request everybody sends, and what the fake provider answers to it. The first word of `input` is
+//! what the two agree on: no proxy on the way has to know it.
+
+use memchr::memmem;
+
+/// The key every client shows; only aulos looks at it.
+pub const CLIENT_KEY: &str = "bench-key-of-no-worth";
+/// The key aulos shows to the provider, who looks at none.
+pub const PROVIDER_KEY: &str = "provider-key-of-no-worth";
+/// No proxy can hold this much: a client that stops reading stops the provider.
+pub const ENDLESS_BYTES: usize = 1 << 30;
+
+/// What is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speech {
+    /// A short answer: the cost of a request.
+    Small,
+    /// 100 KB of audio: the cost of its bytes.
+    Clip,
+    /// Audio without end, as fast as it is taken.
+    Slow,
+    /// Audio without end at the pace of speech.
+    Paced,
+    /// The connection is reset before an answer.
+    Reset,
+    /// The connection is reset in the middle of one.
+    Cut,
+}
+
+impl Speech {
+    const ALL: [Self; 6] = [Self::Small, Self::Clip, Self::Slow, Self::Paced, Self::Reset, Self::Cut];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Clip => "clip",
+            Self::Slow => "slow",
+            Self::Paced => "paced",
+            Self::Reset => "reset",
+            Self::Cut => "cut",
+        }
+    }
+
+    /// As its Content-Length says it.
+    pub fn body_bytes(self) -> usize {
+        match self {
+            Self::Small => 200,
+            Self::Clip | Self::Cut => 102_400,
+            Self::Slow | Self::Paced => ENDLESS_BYTES,
+            Self::Reset => 0,
+        }
+    }
+
+    /// Bytes that differ from place to place, so that a piece lost or doubled shows.
+    pub fn body(self) -> Vec<u8> {
+        (0..self.body_bytes().min(102_400)).map(|at| (at % 251) as u8).collect()
+    }
+
+    /// Which one a request body asks for.
+    pub fn asked(body: &[u8]) -> Option<Self> {
+        const NAME: &[u8] = b"\"input\":\"";
+        let at = memmem::find(body, NAME)? + NAME.len();
+        Self::ALL.into_iter().find(|speech| body[at..].starts_with(speech.word().as_bytes()))
+    }
+
+    pub fn json(self) -> String {
+        let word = self.word();
+        format!(r#"{{"model":"openai/tts-1","input":"{word} talk, for the bench to hear","voice":"alloy"}}"#)
+    }
+
+    pub fn request(self) -> Vec<u8> {
+        post(CLIENT_KEY, "", self.json().as_bytes())
+    }
+}
+
+/// A request for speech; `fields` are more header lines, each with its end.
+pub fn post(key: &str, fields: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST /v1/audio/speech HTTP/1.1\r\nHost: bench.test\r\nAuthorization: Bearer {key}\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n{fields}\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head;
+
+    #[test]
+    fn what_is_asked_is_understood() {
+        for speech in Speech::ALL {
+            let request = speech.request();
+            let body = head::end(&request).map_or(&[][..], |at| &request[at..]);
+            assert_eq!(head::content_length(&request), Some(body.len()), "{speech:?}");
+            assert_eq!(Speech::asked(body), Some(speech));
+        }
+        assert_eq!(Speech::asked(b"{\"input\":\"other\"}"), None);
+    }
+}

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use crate::metrics::{Metrics, OTHER};
 use crate::records::{Line, Slot};
@@ -19,11 +20,12 @@ use crate::state::State;
 use crate::surface::Endpoint;
 use crate::wire::mask::Mask;
 use crate::wire::splice::Splice;
+use crate::wire::sse::Ends;
 
 /// The per-request context.
 pub struct Exchange {
     /// Ours, unique, never the client's choice.
-    pub id: String,
+    pub id: Uuid,
     pub arrived: Instant,
     pub ts: Timestamp,
     /// The config the request began with, and ends with.
@@ -68,9 +70,18 @@ pub struct Attempt {
     pub connected: Option<Instant>,
     pub splice: Splice,
     pub mask: Option<Mask>,
+    /// Watches an answer of events for its last one.
+    pub ends: Option<Ends>,
     /// Interim answers seen.
     pub interim: usize,
     pub log: Attempted,
+}
+
+impl Admitted {
+    /// Whether the client was sent the last event of a stream of them.
+    pub fn heard_all(&self) -> bool {
+        self.attempts.last().and_then(|attempt| attempt.ends.as_ref()).is_some_and(Ends::over)
+    }
 }
 
 /// The count of requests that are being served.
@@ -98,7 +109,7 @@ impl Drop for InFlight {
 }
 
 impl Exchange {
-    pub fn new(id: String, arrived: Instant, ts: Timestamp, state: Arc<State>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(id: Uuid, arrived: Instant, ts: Timestamp, state: Arc<State>, metrics: Arc<Metrics>) -> Self {
         Self {
             id,
             arrived,
@@ -115,6 +126,12 @@ impl Exchange {
             in_flight: None,
             ended: false,
         }
+    }
+
+    /// The id as a header.
+    pub fn request_id(&self) -> HeaderValue {
+        let mut text = Uuid::encode_buffer();
+        HeaderValue::from_str(self.id.hyphenated().encode_lower(&mut text)).unwrap_or(HeaderValue::from_static(""))
     }
 
     /// From here on the request is counted, and whatever becomes of it is recorded.
@@ -165,7 +182,7 @@ impl Exchange {
     fn outcome(&self, end: End, now: Instant) -> Outcome {
         Outcome {
             ts: self.ts,
-            id: self.id.clone(),
+            id: self.id,
             attempts: self.admitted().map_or(0, |admitted| admitted.attempts.len()),
             status: self.status,
             end,
@@ -251,7 +268,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new().expect("registers"));
         let load = Arc::new(Load::default());
         let state = Arc::new(testing::state(""));
-        let mut exchange = Exchange::new("ID".into(), Instant::now(), Timestamp::UNIX_EPOCH, state, metrics.clone());
+        let mut exchange = Exchange::new(Uuid::nil(), Instant::now(), Timestamp::UNIX_EPOCH, state, metrics.clone());
         exchange.begin(records.reserve().expect("room"), load.enter(1, &metrics));
         assert!(load.enter(1, &metrics).is_none(), "one is in flight");
         body(exchange);

@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::refusal::Refusal;
 use crate::stage::inspect;
-use crate::stage::record::{Attempted, Client, End, Request};
+use crate::stage::record::{Attempted, Client, End, Peer, Request};
 use crate::stage::route::{self, Asked};
 use crate::stage::{authenticate, rewrite, stream};
 use crate::state::State;
@@ -34,6 +34,7 @@ use crate::surface::{self, Endpoint, Place};
 use crate::units::printable;
 use crate::upstream::resolve::Resolver;
 use crate::wire::splice::Splice;
+use crate::wire::sse::Ends;
 
 /// A pooled connection that turns out to be dead is replaced this often, at most.
 const ATTEMPTS_MAX: usize = 3;
@@ -70,8 +71,8 @@ impl Desk {
     }
 
     /// A new request's id: unique, and in the order of time.
-    pub fn id(&self) -> String {
-        Uuid::now_v7().to_string()
+    pub fn id(&self) -> Uuid {
+        Uuid::now_v7()
     }
 
     /// The wall clock, in microseconds as records show it.
@@ -209,14 +210,9 @@ impl Gateway {
     ) -> Result<()> {
         head.insert_header("content-type", "application/json")?;
         head.insert_header("content-length", body.len())?;
-        head.insert_header("x-request-id", exchange.id.as_str())?;
-        head.insert_header("x-aulos-request-id", exchange.id.as_str())?;
-        head.insert_header("x-aulos-origin", "aulos")?;
-        if let Some(admitted) = exchange.admitted().filter(|admitted| !admitted.attempts.is_empty()) {
-            head.insert_header("x-aulos-provider", admitted.plan.provider.name.as_str())?;
-            head.insert_header("x-aulos-model", admitted.plan.provider_model.as_str())?;
-            head.insert_header("x-aulos-attempts", admitted.attempts.len())?;
-        }
+        let id = exchange.request_id();
+        let chosen = exchange.admitted().filter(|admitted| !admitted.attempts.is_empty());
+        stream::own(&mut head, id, chosen.map(|admitted| (&admitted.plan, admitted.attempts.len())));
         if *self.stopping.borrow() {
             session.set_keepalive(None);
         }
@@ -390,7 +386,7 @@ impl ProxyHttp for Gateway {
         let log = Attempted {
             provider: provider.name.clone(),
             model: admitted.plan.provider_model.clone(),
-            peer: addr.as_ref().map_or_else(|_| base.authority(), ToString::to_string),
+            peer: addr.as_ref().map_or_else(|_| Peer::Unresolved(base.authority()), |addr| Peer::Addr(*addr)),
             key: provider.key.as_ref().map(|_| 1),
             status: None,
             error: None,
@@ -399,7 +395,7 @@ impl ProxyHttp for Gateway {
             reused: false,
         };
         let splice = Splice::new(admitted.call.edits(&admitted.plan.provider_model));
-        admitted.attempts.push(Attempt { began, connected: None, splice, mask: None, interim: 0, log });
+        admitted.attempts.push(Attempt { began, connected: None, splice, mask: None, ends: None, interim: 0, log });
         let addr = match addr {
             Ok(addr) => addr,
             Err(error) => {
@@ -485,12 +481,14 @@ impl ProxyHttp for Gateway {
         }
         let exchange = &mut ctx.exchange;
         exchange.status = Some(head.status.as_u16());
-        let Exchange { progress: Progress::Admitted(admitted), id, .. } = exchange else { return Ok(()) };
-        let origin = stream::Origin { request_id: id, attempts: admitted.attempts.len() };
+        let request_id = exchange.request_id();
+        let Some(admitted) = exchange.admitted_mut() else { return Ok(()) };
+        let origin = stream::Origin { request_id, attempts: admitted.attempts.len() };
         let mask = stream::mask(head, &admitted.plan);
-        stream::head(head, &admitted.plan, &admitted.call, &origin)?;
+        stream::head(head, &admitted.plan, &admitted.call, &origin);
         if let Some(attempt) = admitted.attempts.last_mut() {
             attempt.mask = mask;
+            attempt.ends = stream::is_events(head).then(Ends::default);
         }
         Ok(())
     }
@@ -504,7 +502,11 @@ impl ProxyHttp for Gateway {
     ) -> Result<Option<Duration>> {
         let exchange = &mut ctx.exchange;
         exchange.meter.see_out(body.as_ref().map_or(0, Bytes::len), Instant::now);
-        if let Some(mask) = exchange.attempt_mut().and_then(|attempt| attempt.mask.as_mut()) {
+        let Some(attempt) = exchange.attempt_mut() else { return Ok(None) };
+        if let (Some(ends), Some(body)) = (&mut attempt.ends, &body) {
+            ends.see(body);
+        }
+        if let Some(mask) = &mut attempt.mask {
             let mut out = body.take().map(|body| mask.push(body)).unwrap_or_default();
             if end {
                 out = crate::units::joined(&[out, mask.finish()]);
@@ -533,8 +535,9 @@ impl ProxyHttp for Gateway {
             self.attempt_failed(&mut ctx.exchange, reason(&error));
         }
         let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
+        let begun = ctx.exchange.attempt_mut().is_some_and(|attempt| attempt.interim > 0) || heard_something(&error);
         // A pooled connection the provider had already closed: nothing of the request was served there.
-        let may = error.retry() && session.response_written().is_none() && attempts < ATTEMPTS_MAX;
+        let may = error.retry() && !begun && session.response_written().is_none() && attempts < ATTEMPTS_MAX;
         error.set_retry(may);
         error
     }
@@ -584,7 +587,7 @@ impl ProxyHttp for Gateway {
 
 impl Gateway {
     fn attempt_failed(&self, exchange: &mut Exchange, reason: &'static str) {
-        let id = exchange.id.clone();
+        let id = exchange.id;
         let Some(attempt) = exchange.attempt_mut().filter(|attempt| attempt.log.error.is_none()) else { return };
         attempt.log.error = Some(reason);
         let Attempted { provider, peer, .. } = &attempt.log;
@@ -604,6 +607,13 @@ fn internal() -> Box<Error> {
 
 fn root(error: &Error) -> Option<&Refusal> {
     error.root_cause().downcast_ref::<Refusal>()
+}
+
+/// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
+/// same, and says only in the error's words how much it had read.
+fn heard_something(error: &Error) -> bool {
+    let words = error.context.as_ref().map(|context| context.as_str()).unwrap_or_default();
+    words.split_once("bytes already read: ").is_some_and(|(_, read)| read.trim() != "0")
 }
 
 /// What the client is told. `None`: it is gone.
@@ -655,6 +665,11 @@ fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, Optio
         return (End::Timeout, Some("upstream_timeout"));
     }
     if *error.esource() == ErrorSource::Downstream {
+        // Clients hang up on the last event, and do not wait for the end of the answer behind it.
+        let heard_all = exchange.admitted().is_some_and(Admitted::heard_all);
+        if heard_all {
+            return (End::Complete, None);
+        }
         return (End::ClientGone, Some("client_gone"));
     }
     let told = told(error);

@@ -71,6 +71,10 @@ pub fn find(path: &str) -> Option<Place> {
         let endpoint = unified(rest).filter(|endpoint| endpoint.is_forwarded())?;
         return Some(Place { endpoint, model: Some(decode(deployment)?) });
     }
+    if path == "/openai/models" {
+        // Azure's clients ask so for what a resource has.
+        return Some(Place { endpoint: Endpoint::Models, model: None });
+    }
     let rest = ["/v1/", "/api/v1/", "/openai/v1/"].iter().find_map(|base| path.strip_prefix(base))?;
     match rest.strip_prefix("models/") {
         Some(id) => Some(Place { endpoint: Endpoint::Model, model: Some(decode(id)?) }),
@@ -116,7 +120,7 @@ fn decode(segment: &str) -> Option<String> {
 
 /// The decoded values of the query parameter `name`, in order.
 pub fn query_values<'q>(query: &'q str, name: &'q str) -> impl Iterator<Item = String> + 'q {
-    query.split('&').filter_map(move |pair| {
+    query.split('&').filter(|pair| !pair.is_empty()).filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let plain = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
         (plain(key) == name).then(|| plain(value))
@@ -139,6 +143,7 @@ mod tests {
             ("/openai/deployments/my-tts/models", None),
             ("/openai/deployments//audio/speech", None),
             ("/v1/models", place(Endpoint::Models, None)),
+            ("/openai/models", place(Endpoint::Models, None)),
             ("/v1/models/tts-1", place(Endpoint::Model, Some("tts-1"))),
             ("/v1/models/openai/tts-1", place(Endpoint::Model, Some("openai/tts-1"))),
             ("/v1/models/openai%2Ftts-1", place(Endpoint::Model, Some("openai/tts-1"))),

@@ -83,6 +83,9 @@ impl fmt::Debug for KeyHash {
 
 /// Text for a record or a log: at most `max` bytes, cut at a character, control characters replaced.
 pub fn printable(text: &[u8], max: usize) -> String {
+    if text.len() <= max && text.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+        return String::from_utf8_lossy(text).into_owned();
+    }
     let text = String::from_utf8_lossy(text);
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {

@@ -40,8 +40,13 @@ pub async fn json(session: &mut ServerSession, max: usize, idle: Duration) -> Re
     if declared.is_some_and(|length| length > max as u64) {
         return Err(Refusal::BodyTooLarge { max }.into());
     }
-    if session.req_header().headers.contains_key(header::EXPECT) {
+    let head = session.req_header();
+    // HTTP/1.0 knows no interim answers (RFC 9110 §10.1.1).
+    if head.headers.contains_key(header::EXPECT) && head.version != http::Version::HTTP_10 {
+        // Pingora would close the connection for any head that is written before the body has been read.
+        session.set_close_on_response_before_downstream_finish(false);
         session.write_continue_response().await.map_err(Failed::Gone)?;
+        session.set_close_on_response_before_downstream_finish(true);
     }
     let mut scanner = Scanner::new();
     let mut pieces = Vec::new();

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::Version;
+use http::header::TRANSFER_ENCODING;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::custom::CustomMessageWrite;
@@ -65,6 +67,13 @@ pub fn unwrap(session: &mut Box<ServerSession>, way: &Way) {
     let inner = way.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(inner) = inner {
         *session = inner;
+    }
+}
+
+/// HTTP/1.0 knows no chunks (RFC 9112 §6.1): an answer without a length ends with its connection.
+fn end_by_closing(task: &mut HttpTask) {
+    if let HttpTask::Header(head, _) = task {
+        head.remove_header(&TRANSFER_ENCODING);
     }
 }
 
@@ -199,6 +208,10 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         self.announce_end();
+        if self.inner().req_header().version == Version::HTTP_10 {
+            tasks.iter_mut().for_each(end_by_closing);
+            self.inner_mut().set_keepalive(None);
+        }
         let ended = self.inner_mut().response_duplex_vec(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
         Ok(ended)

@@ -244,8 +244,13 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
     };
     let keys = table.take("keys");
     let key = secret::of_provider(reader, &name, table.span(), keys);
+    let span = table.span();
     table.finish();
-    Some(Provider { name, kind: kind?, base_url: base_url?, key })
+    let provider = Provider::new(name, kind?, base_url?, key);
+    if provider.is_none() {
+        reader.report(Finding::error(span, "the host of `base_url`, or the key, cannot stand in an HTTP header"));
+    }
+    provider
 }
 
 /// Not shown where it is wrong: it may hold a password.

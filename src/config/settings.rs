@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use crate::units::{KeyHash, Secret};
 
@@ -93,6 +93,10 @@ pub struct Provider {
     pub base_url: BaseUrl,
     /// The credential sent to it; `None` where it asks for none.
     pub key: Option<Secret>,
+    /// What goes into `Host`.
+    pub host: HeaderValue,
+    /// The key as the header it is sent in.
+    pub credential: Option<(HeaderName, HeaderValue)>,
 }
 
 /// `scheme://host[:port][/path]`, taken apart once.
@@ -166,6 +170,21 @@ impl Settings {
 }
 
 impl Provider {
+    /// `None` where host or key cannot stand in a header.
+    pub fn new(
+        name: String,
+        kind: &'static dyn crate::provider::Provider,
+        base_url: BaseUrl,
+        key: Option<Secret>,
+    ) -> Option<Self> {
+        let host = HeaderValue::from_str(&base_url.authority()).ok()?;
+        let credential = match &key {
+            Some(key) => Some(kind.credential(key)?),
+            None => None,
+        };
+        Some(Self { name, kind, base_url, key, host, credential })
+    }
+
     /// Whether this is the service its kind is named after, and not another that speaks its API.
     pub fn is_original(&self) -> bool {
         self.kind.base_url().and_then(|url| url.split_once("://")).is_some_and(|(scheme, rest)| {

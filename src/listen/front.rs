@@ -19,6 +19,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{timeout, timeout_at};
+use uuid::Uuid;
 
 use crate::exchange::Exchange;
 use crate::gateway::{Desk, Gateway};
@@ -90,7 +91,7 @@ impl Front {
         request.client.ip = client_ip(&stream);
         let id = self.desk.id();
         self.desk.metrics.head_refusals.with_label_values(&[refusal.code()]).inc();
-        let answer = plain_answer(refusal, &id);
+        let answer = plain_answer(refusal, id);
         let exchange = Exchange::new(id, Instant::now(), self.desk.now(), self.state.load_full(), self.desk.metrics());
         self.record(exchange, refusal, request);
         if stream.write_all(answer.as_bytes()).await.is_ok() && stream.flush().await.is_ok() {
@@ -196,7 +197,7 @@ fn client_ip(stream: &Stream) -> Option<IpAddr> {
 }
 
 /// A refusal as it stands on the wire, for a connection that ends with it.
-fn plain_answer(refusal: &Refusal, id: &str) -> String {
+fn plain_answer(refusal: &Refusal, id: Uuid) -> String {
     let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
     let body = String::from_utf8_lossy(&refusal.body()).into_owned();
     let mut answer = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default());

@@ -35,7 +35,7 @@ static BARE_HEADERS: [(&str, HeaderName); 4] = [
 /// Query parameters that carry one for clients that cannot set a header. Not for the endpoints of this version.
 pub const QUERY_CREDENTIALS: [&str; 5] = ["key", "token", "api-key", "api_key", "access_token"];
 /// What clients of GoModel call the user path header.
-const USER_PATH_ALIAS: HeaderName = HeaderName::from_static("x-gomodel-user-path");
+pub const USER_PATH_ALIAS: HeaderName = HeaderName::from_static("x-gomodel-user-path");
 
 /// Finds the caller. `now` is the wall clock, which a key's expiry is read by.
 pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Refusal> {
@@ -50,16 +50,10 @@ pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -
     Ok(Caller { key, user_path, spelling })
 }
 
-/// Removes every spelling of a credential, so that none of them goes upstream.
-pub fn credential_headers() -> impl Iterator<Item = HeaderName> {
-    [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE]
-        .into_iter()
-        .chain(BARE_HEADERS.iter().map(|(_, name)| name.clone()))
-}
-
-/// Removed from what goes upstream, whatever the config calls its own header.
-pub fn user_path_alias() -> HeaderName {
-    USER_PATH_ALIAS
+/// Whether a header carries a credential, in any spelling: none of them goes upstream.
+pub fn is_credential(name: &str) -> bool {
+    matches!(name, "authorization" | "proxy-authorization" | "cookie")
+        || BARE_HEADERS.iter().any(|(bare, _)| *bare == name)
 }
 
 fn known_key(state: &State, presented: &[u8], now: Timestamp) -> Result<Arc<Key>, Refusal> {
@@ -69,19 +63,22 @@ fn known_key(state: &State, presented: &[u8], now: Timestamp) -> Result<Arc<Key>
 }
 
 fn credential<'h>(headers: &'h HeaderMap, query: &str) -> Result<(&'h [u8], &'static str), Refusal> {
-    let authorization = headers.get_all(header::AUTHORIZATION).iter().map(|value| scheme(value.as_bytes()));
-    let bare = BARE_HEADERS
-        .iter()
-        .flat_map(|(spelling, name)| headers.get_all(name).iter().map(|value| (value.as_bytes(), *spelling)));
     let mut found: Option<(&[u8], &'static str)> = None;
-    for (presented, spelling) in authorization.chain(bare) {
+    for (name, value) in headers {
+        let (presented, spelling) = if name == header::AUTHORIZATION {
+            scheme(value.as_bytes())
+        } else if let Some((spelling, _)) = BARE_HEADERS.iter().find(|(_, bare)| bare == name) {
+            (value.as_bytes(), *spelling)
+        } else {
+            continue;
+        };
         match found {
             None => found = Some((presented, spelling)),
             Some((first, _)) if first == presented => {}
             Some(_) => return Err(Refusal::ConflictingKeys),
         }
     }
-    if QUERY_CREDENTIALS.iter().any(|name| query_values(query, name).next().is_some()) {
+    if !query.is_empty() && QUERY_CREDENTIALS.iter().any(|name| query_values(query, name).next().is_some()) {
         return Err(Refusal::MissingKey(
             "An API key in the URL is not accepted here; send it as `Authorization: Bearer …`.",
         ));

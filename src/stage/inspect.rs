@@ -70,8 +70,10 @@ pub struct Chat {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum InBody {
-    Absent { insert_at: usize },
-    There { at: std::ops::Range<usize>, name: String },
+    /// `alone`: nothing else is in the object.
+    Absent { insert_at: usize, alone: bool },
+    /// `None`: it stands there as `null`.
+    There { at: std::ops::Range<usize>, name: Option<String> },
 }
 
 /// What may be asked of one model. `None`: nobody here knows, the provider is the authority.
@@ -132,17 +134,22 @@ pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, R
 /// Reads the members of a body that the scanner has accepted.
 pub fn call(endpoint: Endpoint, named: Named, body: &[u8], members: &[Member]) -> Result<Call, Refusal> {
     let fields = Fields { body, members };
-    let in_body = match fields.find("model") {
-        None => InBody::Absent { insert_at: body.iter().position(|byte| *byte == b'{').map_or(0, |brace| brace + 1) },
+    let in_body = match members.iter().find(|member| member.key == "model") {
+        None => InBody::Absent { insert_at: after_brace(body), alone: members.is_empty() },
+        Some(member) if member.kind == Kind::Null => InBody::There { at: member.value.clone(), name: None },
         Some(member) => {
             let name = fields.string(member).ok_or(Refusal::InvalidModel).and_then(valid_model)?;
-            InBody::There { at: member.value.clone(), name }
+            InBody::There { at: member.value.clone(), name: Some(name) }
         }
     };
-    let model = match (named.model, &in_body) {
-        (None, InBody::Absent { .. }) => return Err(Refusal::MissingField("model")),
-        (None, InBody::There { name, .. }) => name.clone(),
-        (Some(outside), InBody::There { name, .. }) if *name != outside && !named.by_path => {
+    let inside = match &in_body {
+        InBody::There { name, .. } => name.as_ref(),
+        InBody::Absent { .. } => None,
+    };
+    let model = match (named.model, inside) {
+        (None, None) => return Err(Refusal::MissingField("model")),
+        (None, Some(name)) => name.clone(),
+        (Some(outside), Some(name)) if *name != outside && !named.by_path => {
             return Err(Refusal::ModelConflict { outside, inside: name.clone() });
         }
         (Some(outside), _) => outside,
@@ -182,10 +189,12 @@ impl Call {
         let quoted = serde_json::Value::from(name).to_string();
         let mut edits = Vec::new();
         match &self.in_body {
-            InBody::There { name: there, .. } if there == name => {}
+            InBody::There { name: Some(there), .. } if there == name => {}
             InBody::There { at, .. } => edits.push(Edit { range: at.clone(), with: quoted.into() }),
-            InBody::Absent { insert_at } => {
-                edits.push(Edit { range: *insert_at..*insert_at, with: format!("\"model\":{quoted},").into() });
+            InBody::Absent { insert_at, alone } => {
+                let comma = if *alone { "" } else { "," };
+                let member = format!("\"model\":{quoted}{comma}");
+                edits.push(Edit { range: *insert_at..*insert_at, with: member.into() });
             }
         }
         if let Some(at) = &self.pcm16 {
@@ -209,6 +218,11 @@ impl Speech {
     pub fn format(&self) -> Option<&str> {
         self.format.as_deref().map(|format| if format == "pcm16" { "pcm" } else { format })
     }
+}
+
+/// Where the first member of an object may be put.
+fn after_brace(body: &[u8]) -> usize {
+    memchr::memchr(b'{', body).map_or(0, |brace| brace + 1)
 }
 
 /// A model's name, wherever it came from.

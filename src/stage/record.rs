@@ -1,11 +1,13 @@
 //! What happened → one usage record, one audit record. Their fields are a contract: documented in README, only
 //! added to.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
+use uuid::Uuid;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,7 +54,7 @@ pub struct Usage {
     #[serde(rename = "type")]
     kind: UsageKind,
     pub ts: Timestamp,
-    pub id: String,
+    pub id: Uuid,
     pub key: String,
     pub user_path: String,
     pub workspace: Option<String>,
@@ -83,7 +85,7 @@ pub struct Audit {
     #[serde(rename = "type")]
     kind: AuditKind,
     pub ts: Timestamp,
-    pub id: String,
+    pub id: Uuid,
     /// The key's name, if it was known; never the key.
     pub key: Option<String>,
     pub auth: Option<&'static str>,
@@ -111,7 +113,7 @@ pub struct Client {
 pub struct Attempted {
     pub provider: String,
     pub model: String,
-    pub peer: String,
+    pub peer: Peer,
     /// Which of the provider's keys, counted from 1; `None` where it asks for none.
     pub key: Option<usize>,
     pub status: Option<u16>,
@@ -121,6 +123,23 @@ pub struct Attempted {
     #[serde(serialize_with = "optional_millis")]
     pub ttfb_ms: Option<Duration>,
     pub reused: bool,
+}
+
+/// Where an attempt went: an address, or the name that had none.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Peer {
+    Addr(SocketAddr),
+    Unresolved(String),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => addr.fmt(f),
+            Self::Unresolved(name) => f.write_str(name),
+        }
+    }
 }
 
 /// The parts of a usage record that come from the head of the request and the routing.
@@ -143,7 +162,7 @@ pub struct Served {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub ts: Timestamp,
-    pub id: String,
+    pub id: Uuid,
     pub attempts: usize,
     pub status: Option<u16>,
     pub end: End,
@@ -159,7 +178,7 @@ pub fn usage(served: Served, outcome: &Outcome) -> Usage {
         v: Version,
         kind: UsageKind,
         ts: outcome.ts,
-        id: outcome.id.clone(),
+        id: outcome.id,
         key: served.key,
         user_path: served.user_path,
         workspace: served.workspace,
@@ -204,7 +223,7 @@ pub fn audit(
         v: Version,
         kind: AuditKind,
         ts: outcome.ts,
-        id: outcome.id.clone(),
+        id: outcome.id,
         key,
         auth,
         client: request.client,
@@ -270,7 +289,7 @@ mod tests {
     fn outcome() -> Outcome {
         Outcome {
             ts: "2026-11-20T13:00:00.123456Z".parse().expect("a time"),
-            id: "019a9d".into(),
+            id: Uuid::nil(),
             attempts: 1,
             status: Some(200),
             end: End::Complete,
@@ -298,7 +317,7 @@ mod tests {
         };
         let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
         let want = concat!(
-            r#"{"v":1,"type":"usage","ts":"2026-11-20T13:00:00.123456Z","id":"019a9d","key":"mobile","#,
+            r#"{"v":1,"type":"usage","ts":"2026-11-20T13:00:00.123456Z","id":"00000000-0000-0000-0000-000000000000","key":"mobile","#,
             r#""user_path":"/team/mobile","workspace":"acme","op":"speech","model_asked":"tts-1","model":"tts-fast","#,
             r#""provider":"openai","provider_model":"gpt-4o-mini-tts","attempts":1,"status":200,"end":"complete","#,
             r#""bytes_in":97,"bytes_out":102400,"ttfb_ms":212.4,"duration_ms":1840.2,"input_chars":44,"#,
@@ -322,7 +341,7 @@ mod tests {
         let attempt = Attempted {
             provider: "openai".into(),
             model: "gpt-4o-mini-tts".into(),
-            peer: "203.0.113.9:443".into(),
+            peer: Peer::Addr(SocketAddr::from(([203, 0, 113, 9], 443))),
             key: Some(1),
             status: Some(200),
             error: None,
@@ -333,7 +352,7 @@ mod tests {
         let caller = Some(("mobile".to_owned(), "bearer"));
         let line = serde_json::to_string(&audit(request, caller, &outcome(), None, vec![attempt])).expect("serialises");
         let want = concat!(
-            r#"{"v":1,"type":"audit","ts":"2026-11-20T13:00:00.123456Z","id":"019a9d","key":"mobile","auth":"bearer","#,
+            r#"{"v":1,"type":"audit","ts":"2026-11-20T13:00:00.123456Z","id":"00000000-0000-0000-0000-000000000000","key":"mobile","auth":"bearer","#,
             r#""client":{"ip":"203.0.113.7","user_agent":"OpenAI/Python 3.52.0","request_id":null},"method":"POST","#,
             r#""path":"/v1/audio/speech","http":"1.1","status":200,"end":"complete","error":null,"attempts":[{"#,
             r#""provider":"openai","model":"gpt-4o-mini-tts","peer":"203.0.113.9:443","key":1,"status":200,"#,

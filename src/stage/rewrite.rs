@@ -1,67 +1,74 @@
 //! The client's head → the provider's: path, host, credential, length. What belongs between the client and us
 //! stays here.
 
-use http::{HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 
 use crate::refusal::Refusal;
-use crate::stage::authenticate::{QUERY_CREDENTIALS, credential_headers, user_path_alias};
+use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, is_credential};
 use crate::stage::route::Plan;
 use crate::state::State;
 
-/// Headers that say who we or the client are, or choose something at the provider that is the operator's to choose.
-const OURS: [&str; 14] = [
-    "expect",
-    "referer",
-    "origin",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-real-ip",
-    "via",
-    "set-cookie",
-    "openai-organization",
-    "openai-project",
-];
 /// Everything beginning with this is between clients and us.
 const OWN_PREFIX: &str = "x-aulos-";
 
 /// Makes `head`, the client's, into what the provider of `plan` gets. `length`: of the body, where it is known.
+///
+/// The head is taken apart and put together again: its parts are cheaper to change than Pingora's head, which keeps
+/// the case of every name beside it.
 pub fn head(head: &mut RequestHeader, state: &State, plan: &Plan, length: Option<u64>) -> Result<(), Refusal> {
     let provider = &plan.provider;
-    let target = target(&provider.base_url.path, plan.path, head.uri.query());
-    let uri = target.parse().map_err(|_| Refusal::Internal)?;
-    head.set_uri(uri);
-    strip(head, &state.settings.server.user_path_header);
-    let internal = |_| Refusal::Internal;
-    head.insert_header(header::HOST, provider.base_url.authority()).map_err(internal)?;
+    let mut parts = take(head);
+    let target = target(&provider.base_url.path, plan.path, parts.uri.query());
+    parts.uri = target.parse().map_err(|_| Refusal::Internal)?;
+    let headers = &mut parts.headers;
+    strip(headers, &state.settings.server.user_path_header);
+    headers.insert(header::HOST, provider.host.clone());
     // What passes is looked at for an echoed credential, which no coding may hide.
-    head.insert_header(header::ACCEPT_ENCODING, "identity").map_err(internal)?;
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if let Some(length) = length {
-        head.insert_header(header::CONTENT_LENGTH, length).map_err(internal)?;
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    if let Some(key) = &provider.key {
-        let (name, value) = provider.kind.credential(key).ok_or(Refusal::Internal)?;
-        head.insert_header(name, value).map_err(internal)?;
+    if let Some((name, value)) = &provider.credential {
+        headers.insert(name.clone(), value.clone());
     }
+    *head = parts.into();
     Ok(())
 }
 
-fn strip(head: &mut RequestHeader, user_path_header: &HeaderName) {
-    for name in credential_headers().chain([user_path_alias(), user_path_header.clone()]) {
-        head.remove_header(&name);
+fn take(head: &mut RequestHeader) -> http::request::Parts {
+    let (empty, ()) = http::Request::new(()).into_parts();
+    std::mem::replace(head, empty.into()).into()
+}
+
+fn strip(headers: &mut HeaderMap, user_path_header: &HeaderName) {
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| is_ours(name) || *name == user_path_header).cloned().collect();
+    for name in ours {
+        headers.remove(name);
     }
-    for name in OURS {
-        head.remove_header(name);
-    }
-    let own: Vec<HeaderName> =
-        head.headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
-    for name in own {
-        head.remove_header(&name);
-    }
+}
+
+/// Headers that carry a credential, say who we or the client are, or choose something at the provider that is the
+/// operator's to choose.
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    is_credential(name)
+        || name.starts_with(OWN_PREFIX)
+        || name.starts_with("x-forwarded-")
+        || matches!(
+            name,
+            "expect"
+                | "forwarded"
+                | "openai-organization"
+                | "openai-project"
+                | "origin"
+                | "referer"
+                | "set-cookie"
+                | "via"
+                | "x-real-ip"
+        )
+        || name == USER_PATH_ALIAS.as_str()
 }
 
 /// The path at the provider, and the client's query without what was meant for us.

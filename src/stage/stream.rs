@@ -1,6 +1,6 @@
 //! The provider's head → the client's, and what of its answer may not pass.
 
-use http::{HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 
 use crate::refusal::Refusal;
@@ -11,25 +11,18 @@ use crate::wire::mask::{Mask, cover};
 /// Bytes of a JSON or text answer that are looked at for an echoed credential.
 const MASKED_BYTES_MAX: usize = 64 * 1024;
 
-/// Headers that end at us, whether or not `Connection` names them, and those no gateway may relay.
-const DROPPED: [&str; 11] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "te",
-    "trailer",
-    "upgrade",
-    "set-cookie",
-    "alt-svc",
-    "location",
-    "x-should-retry",
-];
 const OWN_PREFIX: &str = "x-aulos-";
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-aulos-request-id");
+const ORIGIN: HeaderName = HeaderName::from_static("x-aulos-origin");
+const PROVIDER: HeaderName = HeaderName::from_static("x-aulos-provider");
+const MODEL: HeaderName = HeaderName::from_static("x-aulos-model");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-aulos-attempts");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// What an answer is for, as its headers say it.
-pub struct Origin<'e> {
-    pub request_id: &'e str,
+pub struct Origin {
+    pub request_id: HeaderValue,
     pub attempts: usize,
 }
 
@@ -53,22 +46,56 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Makes the provider's head into the client's.
-pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Origin<'_>) -> pingora::Result<()> {
-    strip(answer);
-    redact(answer, plan)?;
-    if answer.status.is_success() && !answer.headers.contains_key(header::CONTENT_TYPE) {
-        answer.insert_header(header::CONTENT_TYPE, content_type(call))?;
+/// Makes the provider's head into the client's. Like the request's, it is taken apart and put together again.
+pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Origin) {
+    let reason = answer.get_reason_phrase().filter(|reason| answer.status.canonical_reason() != Some(reason));
+    let reason = reason.map(str::to_owned);
+    let mut parts = take(answer);
+    let headers = &mut parts.headers;
+    strip(headers);
+    redact(headers, plan);
+    if parts.status.is_success() && !headers.contains_key(header::CONTENT_TYPE) {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(call)));
     }
-    if !answer.headers.contains_key("x-request-id") {
-        answer.insert_header("x-request-id", origin.request_id)?;
+    headers.entry(X_REQUEST_ID).or_insert_with(|| origin.request_id.clone());
+    headers.insert(REQUEST_ID, origin.request_id.clone());
+    headers.insert(ORIGIN, HeaderValue::from_static("provider"));
+    chosen(headers, plan, origin.attempts);
+    *answer = parts.into();
+    if reason.is_some() {
+        // Only a phrase that Pingora had read itself is set again.
+        answer.set_reason_phrase(reason.as_deref()).ok();
     }
-    answer.insert_header("x-aulos-request-id", origin.request_id)?;
-    answer.insert_header("x-aulos-origin", "provider")?;
-    answer.insert_header("x-aulos-provider", plan.provider.name.as_str())?;
-    answer.insert_header("x-aulos-model", plan.provider_model.as_str())?;
-    answer.insert_header("x-aulos-attempts", origin.attempts)?;
-    Ok(())
+}
+
+/// The headers of an answer of our own; `asked`: what was forwarded before it, and how often.
+pub fn own(answer: &mut ResponseHeader, request_id: HeaderValue, asked: Option<(&Plan, usize)>) {
+    let mut parts = take(answer);
+    let headers = &mut parts.headers;
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(REQUEST_ID, request_id);
+    headers.insert(ORIGIN, HeaderValue::from_static("aulos"));
+    if let Some((plan, attempts)) = asked {
+        chosen(headers, plan, attempts);
+    }
+    *answer = parts.into();
+}
+
+/// Says which provider was chosen.
+fn chosen(headers: &mut HeaderMap, plan: &Plan, attempts: usize) {
+    let named = [(PROVIDER, &plan.provider.name), (MODEL, &plan.provider_model)];
+    for (name, text) in named {
+        // A model's name may hold what no header can: then there is no header.
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(ATTEMPTS, attempts.into());
+}
+
+fn take(answer: &mut ResponseHeader) -> http::response::Parts {
+    let (empty, ()) = http::Response::new(()).into_parts();
+    std::mem::replace(answer, empty.into()).into()
 }
 
 /// The mask for an answer that may hold text of the provider's.
@@ -82,50 +109,62 @@ pub fn mask(answer: &ResponseHeader, plan: &Plan) -> Option<Mask> {
     is_text.then(|| Mask::new(key.expose(), MASKED_BYTES_MAX))
 }
 
-fn strip(answer: &mut ResponseHeader) {
-    let named: Vec<String> = answer
-        .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        // Framing is the next hop's own, whoever names it.
-        .filter(|name| name != "content-length" && name != "transfer-encoding")
-        .collect();
-    for name in named {
-        answer.remove_header(name.as_str());
+/// Whether an answer is a stream of events.
+pub fn is_events(answer: &ResponseHeader) -> bool {
+    let media = answer.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    media.get(..17).is_some_and(|media| media.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<String> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .map(|name| name.trim().to_ascii_lowercase())
+            // Framing is the next hop's own, whoever names it.
+            .filter(|name| name != "content-length" && name != "transfer-encoding")
+            .collect();
+        for name in named {
+            headers.remove(name.as_str());
+        }
     }
-    for name in DROPPED {
-        answer.remove_header(name);
-    }
-    let own: Vec<HeaderName> =
-        answer.headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
-    for name in own {
-        answer.remove_header(&name);
+    let dropped: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name.as_str())).cloned().collect();
+    for name in dropped {
+        headers.remove(name);
     }
 }
 
+/// Headers that end at us, whether or not `Connection` names them, and those no gateway may relay.
+fn ends_here(name: &str) -> bool {
+    name.starts_with(OWN_PREFIX)
+        || matches!(
+            name,
+            "alt-svc"
+                | "connection"
+                | "keep-alive"
+                | "location"
+                | "proxy-authenticate"
+                | "proxy-connection"
+                | "set-cookie"
+                | "te"
+                | "trailer"
+                | "upgrade"
+        )
+}
+
 /// Covers the provider's key wherever it stands in a header.
-fn redact(answer: &mut ResponseHeader, plan: &Plan) -> pingora::Result<()> {
-    let Some(key) = &plan.provider.key else { return Ok(()) };
+fn redact(headers: &mut HeaderMap, plan: &Plan) {
+    let Some(key) = &plan.provider.key else { return };
     let secret = key.expose().as_bytes();
-    let echoed: Vec<HeaderName> = answer
-        .headers
-        .iter()
-        .filter(|(_, value)| memchr::memmem::find(value.as_bytes(), secret).is_some())
-        .map(|(name, _)| name.clone())
-        .collect();
-    for name in echoed {
-        let values: Vec<Vec<u8>> =
-            answer.headers.get_all(&name).iter().map(|value| value.as_bytes().to_vec()).collect();
-        answer.remove_header(&name);
-        for mut value in values {
-            cover(&mut value, secret);
-            answer.append_header(name.clone(), value)?;
+    for value in headers.values_mut() {
+        if memchr::memmem::find(value.as_bytes(), secret).is_some() {
+            let mut covered = value.as_bytes().to_vec();
+            cover(&mut covered, secret);
+            *value = HeaderValue::from_bytes(&covered).unwrap_or(HeaderValue::from_static(""));
         }
     }
-    Ok(())
 }
 
 /// The type of an answer whose provider did not say: what was asked for.
@@ -176,8 +215,8 @@ mod tests {
         for (name, value) in headers {
             answer.append_header(*name, *value).expect("a header");
         }
-        let origin = Origin { request_id: "ID", attempts: 1 };
-        head(&mut answer, &planned(), &speech(fields), &origin).expect("passes");
+        let origin = Origin { request_id: HeaderValue::from_static("ID"), attempts: 1 };
+        head(&mut answer, &planned(), &speech(fields), &origin);
         let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
         let mut seen: Vec<_> = answer.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
         seen.sort_unstable();

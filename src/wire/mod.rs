@@ -5,5 +5,6 @@ pub mod head;
 pub mod json;
 pub mod mask;
 pub mod splice;
+pub mod sse;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -25,6 +25,7 @@ use crate::listen::front::PATH_BYTES_MAX;
 use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::refusal::Refusal;
+use crate::stage::authenticate::Denied;
 use crate::stage::inspect;
 use crate::stage::record::{Attempted, Client, End, Peer, Request};
 use crate::stage::route::{self, Asked};
@@ -141,9 +142,11 @@ impl Gateway {
         let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
         match authenticate::caller(&state, headers, &query, exchange.ts) {
             Ok(caller) => exchange.caller = Some(caller),
-            Err(refusal @ Refusal::MissingKey(_)) if !is_public => return Err(refusal.into()),
-            Err(Refusal::MissingKey(_)) => {}
-            Err(refusal) => return Err(refusal.into()),
+            Err(Denied { refusal: Refusal::MissingKey(_), .. }) if is_public => {}
+            Err(Denied { refusal, caller }) => {
+                exchange.caller = caller;
+                return Err(refusal.into());
+            }
         }
         let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
             return Ok(Admission::Answer(answer(&state, exchange, &place, &query)?));
@@ -186,7 +189,8 @@ impl Gateway {
         for (name, value) in refusal.headers() {
             head.insert_header(name, value)?;
         }
-        if !session.is_body_done() {
+        // Of a broken body nobody knows where it ends, and Pingora takes it for done.
+        if refusal.is_of_a_broken_body() || !session.is_body_done() {
             session.set_keepalive(None);
         }
         exchange.status = Some(refusal.status());
@@ -220,6 +224,13 @@ impl Gateway {
         session.downstream_session.write_response_header(Box::new(head)).await?;
         let body = if end { Bytes::new() } else { body };
         session.downstream_session.write_response_body(body, true).await
+    }
+
+    /// HTTP/2 heads do not pass the front: what its lint refuses is refused here, and counted alike.
+    fn lint_h2(&self, head: &RequestHeader) -> Result<(), Refusal> {
+        lint_h2(head).inspect_err(|refusal| {
+            self.desk.metrics.head_refusals.with_label_values(&[refusal.code()]).inc();
+        })
     }
 
     fn health(&self, endpoint: Endpoint) -> Answer {
@@ -299,7 +310,7 @@ fn pace(session: &mut Session, idle: Duration) {
     }
 }
 
-/// HTTP/2 heads do not pass the front: what its lint refuses is refused here.
+/// What the front's lint refuses, for heads that it does not see.
 fn lint_h2(head: &RequestHeader) -> Result<(), Refusal> {
     use crate::wire::head::{FIELDS_MAX, TARGET_BYTES_MAX};
     if head.version != Version::HTTP_2 {
@@ -346,7 +357,7 @@ impl ProxyHttp for Gateway {
         }
         exchange.request = request(session);
         pace(session, exchange.state.settings.timeouts.idle);
-        let admission = match lint_h2(session.req_header()).and_then(|()| self.begin(exchange)) {
+        let admission = match self.begin(exchange).and_then(|()| self.lint_h2(session.req_header())) {
             Ok(()) => self.admit(session, exchange).await,
             Err(refusal) => Err(refusal.into()),
         };

@@ -62,6 +62,8 @@ struct Room {
     max: usize,
     /// False while the disk refuses.
     writable: AtomicBool,
+    /// The gateway ends: the disk is not waited for without end.
+    closing: AtomicBool,
 }
 
 /// Room for the records of one request. Dropped unused, it gives the room back.
@@ -81,6 +83,7 @@ impl Drop for Held {
 /// The writer's thread; joined at the end.
 pub struct Writer {
     queue: Sender<Message>,
+    room: Arc<Room>,
     thread: JoinHandle<usize>,
 }
 
@@ -95,11 +98,12 @@ impl Records {
             taken: AtomicUsize::new(0),
             max: QUEUE_MAX + in_flight_max,
             writable: AtomicBool::new(true),
+            closing: AtomicBool::new(false),
         });
         let writing = Arc::clone(&room);
         let thread =
             std::thread::Builder::new().name("records".to_owned()).spawn(move || write(&messages, files, &writing))?;
-        Ok((Arc::new(Self { queue: queue.clone(), room }), Writer { queue, thread }))
+        Ok((Arc::new(Self { queue: queue.clone(), room: Arc::clone(&room) }), Writer { queue, room, thread }))
     }
 
     /// Takes room for one request's records. `None`: there is none, or the disk refuses; serve nothing.
@@ -147,6 +151,7 @@ impl Slot {
 impl Writer {
     /// Writes what is waiting, syncs and ends. Gives the number of records that could not be written.
     pub fn close(self) -> usize {
+        self.room.closing.store(true, Ordering::Relaxed);
         if self.queue.send(Message::Close).is_err() {
             log::error!("the records' writer was already gone");
         }
@@ -184,8 +189,9 @@ fn write(messages: &Receiver<Message>, mut files: Files, room: &Room) -> usize {
                 break;
             }
         }
-        if !flush(&mut files, room, closing) {
-            return held.len() + messages.try_iter().count();
+        if !flush(&mut files, room) {
+            let waiting = messages.try_iter().filter(|message| matches!(message, Message::Record { .. })).count();
+            return held.len() + waiting;
         }
         drop(held);
         if reopen {
@@ -205,7 +211,7 @@ fn write(messages: &Receiver<Message>, mut files: Files, room: &Room) -> usize {
 }
 
 /// Writes both files, and goes on trying while the disk refuses. False: given up, because the gateway ends.
-fn flush(files: &mut Files, room: &Room, closing: bool) -> bool {
+fn flush(files: &mut Files, room: &Room) -> bool {
     let mut tries = 0;
     loop {
         match files.usage.flush().and_then(|()| files.audit.flush()) {
@@ -219,8 +225,8 @@ fn flush(files: &mut Files, room: &Room, closing: bool) -> bool {
                 if room.writable.swap(false, Ordering::Relaxed) {
                     log::error!("records cannot be written, requests are refused until they can: {error}");
                 }
-                tries += 1;
-                if closing && tries >= LAST_TRIES {
+                tries += usize::from(room.closing.load(Ordering::Relaxed));
+                if tries >= LAST_TRIES {
                     log::error!("records are lost: {error}");
                     return false;
                 }
@@ -236,17 +242,20 @@ struct Appender {
     file: File,
     /// Bytes of whole lines in the file.
     len: u64,
+    /// Part of a line may stand behind them.
+    torn: bool,
     pending: Vec<u8>,
 }
 
 impl Appender {
     fn open(path: PathBuf) -> io::Result<Self> {
         let (file, len) = open_whole(&path)?;
-        Ok(Self { path, file, len, pending: Vec::new() })
+        Ok(Self { path, file, len, torn: false, pending: Vec::new() })
     }
 
     fn reopen(&mut self) -> io::Result<()> {
         (self.file, self.len) = open_whole(&self.path)?;
+        self.torn = false;
         Ok(())
     }
 
@@ -255,9 +264,13 @@ impl Appender {
         if self.pending.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.file.write_all(&self.pending) {
+        if self.torn {
             self.file.set_len(self.len)?;
-            self.file.seek(SeekFrom::End(0))?;
+            self.torn = false;
+        }
+        if let Err(error) = self.file.write_all(&self.pending) {
+            // What was written in part is cut off now or, if the disk refuses that too, before the next try.
+            self.torn = self.file.set_len(self.len).is_err();
             return Err(error);
         }
         self.len += self.pending.len() as u64;
@@ -367,16 +380,29 @@ mod tests {
         fs::create_dir_all(&dir).expect("made");
         let full = || OpenOptions::new().append(true).open("/dev/full").expect("Linux has it");
         let mut files = Files {
-            usage: Appender { path: "usage".into(), file: full(), len: 0, pending: b"\"kept\"\n".to_vec() },
+            usage: Appender {
+                path: "usage".into(),
+                file: full(),
+                len: 0,
+                torn: false,
+                pending: b"\"kept\"\n".to_vec(),
+            },
             audit: Appender::open(dir.join("audit.jsonl")).expect("opens"),
         };
-        let room = Room { taken: AtomicUsize::new(0), max: 1, writable: AtomicBool::new(true) };
+        let room = Room {
+            taken: AtomicUsize::new(0),
+            max: 1,
+            writable: AtomicBool::new(true),
+            closing: AtomicBool::new(true),
+        };
         assert!(files.usage.flush().is_err());
         assert_eq!(files.usage.pending, b"\"kept\"\n", "still pending");
-        assert!(!flush(&mut files, &room, true), "given up only because it is closing");
+        room.closing.store(true, Ordering::Relaxed);
+        assert!(!flush(&mut files, &room), "given up only because it is closing");
         assert!(!room.writable.load(Ordering::Relaxed));
+        files.usage.torn = false;
         files.usage.file = OpenOptions::new().create(true).append(true).open(dir.join("usage")).expect("opens");
-        assert!(flush(&mut files, &room, false) && room.writable.load(Ordering::Relaxed));
+        assert!(flush(&mut files, &room) && room.writable.load(Ordering::Relaxed));
         assert_eq!(fs::read_to_string(dir.join("usage")).expect("readable"), "\"kept\"\n");
         fs::remove_dir_all(dir).ok();
     }

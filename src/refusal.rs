@@ -188,6 +188,11 @@ impl Refusal {
         )
     }
 
+    /// Whether nobody can tell where the request's body ends.
+    pub fn is_of_a_broken_body(&self) -> bool {
+        matches!(self, Self::InvalidBody | Self::BodyTruncated)
+    }
+
     /// Whether a credential is what was wrong. Such refusals are counted, and recorded only so often.
     pub fn is_of_credentials(&self) -> bool {
         self.status() == 401

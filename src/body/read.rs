@@ -76,7 +76,7 @@ async fn piece(session: &mut ServerSession, idle: Duration) -> Result<Option<Byt
             ErrorType::ConnectionClosed => Refusal::BodyTruncated.into(),
             // Pingora names these, but does not export the names.
             kind if kind.as_str() == "PrematureBodyEnd" => Refusal::BodyTruncated.into(),
-            kind if kind.as_str() == "InvalidChunk" => Refusal::InvalidBody.into(),
+            kind if ["InvalidChunk", "InvalidTrailerEnd"].contains(&kind.as_str()) => Refusal::InvalidBody.into(),
             _ => Failed::Gone(error),
         }),
     }

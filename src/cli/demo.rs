@@ -116,13 +116,12 @@ fn greet(starting: &Starting<'_>) -> io::Result<()> {
         out,
         "listening on http://{addr}\n{admin}\n\
          Try, in another terminal:\n\n\
-         # speech, as a file to play\n{}\n{}\n\n\
+         # speech, as a file to play\n{}\nffplay -loglevel error -nodisp -autoexit hello.mp3\n\n\
          # another language\n{}\n\n\
          # the voices there are\ncurl -s http://{addr}/v1/audio/voices\n\n\
          An OpenAI SDK needs two settings: base URL http://{addr}/v1, API key {KEY}.\n\
          Records are in {}. Ctrl-C ends the demo.\n\n",
         curl("rms", "Hello. This is aulos, speaking from your own machine.", "mp3", "hello.mp3"),
-        "ffplay -loglevel error -nodisp -autoexit hello.mp3",
         curl("de", "Guten Tag. So klingt eine andere Sprache.", "wav", "hallo.wav"),
         run::records_dir(starting.settings).display(),
     )?;

@@ -75,8 +75,10 @@ pub fn main() -> ExitCode {
 /// Pingora says at `debug` and `trace` what heads and bodies hold: those levels are for our own lines only, unless
 /// they are asked for by name.
 fn logging() {
-    let env = env_logger::Env::default().default_filter_or("info,pingora=error,pingora_core=error,pingora_proxy=error");
-    env_logger::Builder::from_env(env).format_target(false).init();
+    // A filter that names a module is stronger than one that names none: `RUST_LOG=debug` leaves the second alone.
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Info).filter_module("pingora", log::LevelFilter::Error);
+    builder.parse_default_env().format_target(false).init();
 }
 
 fn serve(run: &Run) -> Result<(), String> {

@@ -37,6 +37,9 @@ const H2_IDLE: Duration = Duration::from_secs(60);
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How long the records of what was cut are waited for at the end.
+const CUT: Duration = Duration::from_secs(1);
+
 /// Why the gateway did not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -121,9 +124,9 @@ pub fn run(
     let front = proxy.front(Arc::clone(&connections));
     let mut service = listening::Service::new("aulos".to_owned(), front);
     let current = state.load_full();
-    for (listener, addr) in current.settings.server.listen.iter().zip(&addresses.public) {
+    for (place, (listener, addr)) in current.settings.server.listen.iter().zip(&addresses.public).enumerate() {
         let mut endpoint = ListenerConfig::tcp(addr.to_string());
-        if let Some(tls) = certificates.settings(listener).map_err(Failure::Start)? {
+        if let Some(tls) = certificates.settings(place, listener).map_err(Failure::Start)? {
             endpoint = endpoint.tls(tls);
         }
         service.add_listener(endpoint);
@@ -139,6 +142,11 @@ pub fn run(
     let actions = Reload { source, insecure, state, desk: Arc::clone(&desk), certificates };
     let watch = Deferred(std::sync::Mutex::new(Some(Parts { actions, stop, connections })));
     server.run(RunArgs { shutdown_signal: Box::new(watch) });
+    // What was cut hands its records over when its task is dropped, which the runtimes do in the background.
+    let deadline = std::time::Instant::now() + CUT;
+    while desk.records.waiting() > 0 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     match writer.close() {
         0 => Ok(()),
         lost => Err(Failure::RecordsLost(lost)),

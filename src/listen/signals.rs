@@ -1,4 +1,4 @@
-//! Signals: SIGHUP reloads, SIGUSR1 reopens the records, SIGTERM and SIGINT drain.
+//! Signals: SIGHUP reloads, SIGUSR1 reopens the records, SIGTERM and SIGINT drain, and cut where they come again.
 //!
 //! The drain ends when the last connection does. Pingora's own would sleep its whole grace period, so the server
 //! is told to stop at once when we are done waiting.
@@ -139,15 +139,19 @@ impl<A: Actions> ShutdownSignalWatch for Signals<A> {
         self.until_stopped().await;
         sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
         let limit = self.actions.drain();
-        log::info!("stopping: running requests have {} s", limit.as_secs());
+        log::info!("stopping: running requests have {limit:?}, or until the next signal");
         self.stop.send(true).ok();
         let drained = timeout(limit, async {
             self.connections.none().await;
             tokio::time::sleep(SETTLE).await;
             self.connections.none().await;
         });
-        if drained.await.is_err() {
-            log::warn!("the drain limit is over: {} connections are cut", self.connections.open.load(Ordering::SeqCst));
+        let whole = tokio::select! {
+            drained = drained => drained.is_ok(),
+            () = self.until_stopped() => false,
+        };
+        if !whole {
+            log::warn!("{} connections are cut", self.connections.open.load(Ordering::SeqCst));
         }
         ShutdownSignal::FastShutdown
     }

@@ -1,7 +1,5 @@
 //! Certificates that can be changed while they are in use.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,26 +23,25 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// The certificates of all listeners, by the address they were configured with.
+/// The certificates of all listeners, in their order; `None` for one in clear text.
 #[derive(Debug, Default)]
-pub struct Certificates(HashMap<SocketAddr, Arc<Current>>);
+pub struct Certificates(Vec<Option<Arc<Current>>>);
 
 impl Certificates {
     /// Reads every certificate. An error names the file.
     pub fn load(listeners: &[Listener]) -> Result<Self, String> {
-        let mut all = HashMap::new();
-        for (addr, tls) in encrypted(listeners) {
-            all.insert(addr, Arc::new(Current(ArcSwap::from_pointee(read(tls)?))));
-        }
-        Ok(Self(all))
+        let current = |tls: &Tls| Ok::<_, String>(Arc::new(Current(ArcSwap::from_pointee(read(tls)?))));
+        let all = listeners.iter().map(|listener| listener.tls.as_ref().map(current).transpose());
+        Ok(Self(all.collect::<Result<_, _>>()?))
     }
 
     /// Reads them again, all before any is changed.
     pub fn reload(&self, listeners: &[Listener]) -> Result<(), String> {
         let mut fresh = Vec::new();
-        for (addr, tls) in encrypted(listeners) {
-            let Some(current) = self.0.get(&addr) else { continue };
-            fresh.push((current, read(tls)?));
+        for (current, listener) in self.0.iter().zip(listeners) {
+            if let (Some(current), Some(tls)) = (current, &listener.tls) {
+                fresh.push((current, read(tls)?));
+            }
         }
         for (current, key) in fresh {
             current.0.store(Arc::new(key));
@@ -52,9 +49,9 @@ impl Certificates {
         Ok(())
     }
 
-    /// What Pingora needs to listen at `listener`, if it is encrypted.
-    pub fn settings(&self, listener: &Listener) -> Result<Option<TlsSettings>, String> {
-        let (Some(tls), Some(current)) = (&listener.tls, self.0.get(&listener.addr)) else { return Ok(None) };
+    /// What Pingora needs to listen at the listener in this place, if it is encrypted.
+    pub fn settings(&self, place: usize, listener: &Listener) -> Result<Option<TlsSettings>, String> {
+        let (Some(tls), Some(Some(current))) = (&listener.tls, self.0.get(place)) else { return Ok(None) };
         let text = |path: &Path| path.display().to_string();
         let mut settings =
             TlsSettings::intermediate(&text(&tls.cert), &text(&tls.key)).map_err(|error| error.to_string())?;
@@ -64,10 +61,6 @@ impl Certificates {
         }
         Ok(Some(settings))
     }
-}
-
-fn encrypted(listeners: &[Listener]) -> impl Iterator<Item = (SocketAddr, &Tls)> {
-    listeners.iter().filter_map(|listener| Some((listener.addr, listener.tls.as_ref()?)))
 }
 
 fn read(tls: &Tls) -> Result<CertifiedKey, String> {
@@ -87,6 +80,7 @@ fn read(tls: &Tls) -> Result<CertifiedKey, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
     use std::path::PathBuf;
 
     fn listener(dir: &Path) -> Listener {
@@ -112,7 +106,7 @@ mod tests {
         issue(&dir);
         let listeners = [listener(&dir)];
         let certificates = Certificates::load(&listeners).expect("loads");
-        let current = || certificates.0[&listeners[0].addr].0.load_full();
+        let current = || certificates.0[0].as_ref().expect("encrypted").0.load_full();
         let first = current();
         issue(&dir);
         certificates.reload(&listeners).expect("reloads");

@@ -37,29 +37,48 @@ pub const QUERY_CREDENTIALS: [&str; 5] = ["key", "token", "api-key", "api_key", 
 /// What clients of GoModel call the user path header.
 pub const USER_PATH_ALIAS: HeaderName = HeaderName::from_static("x-gomodel-user-path");
 
+/// A request that is not let in, and whose it was, if that is known: for the audit record, never for the answer.
+#[derive(Debug)]
+pub struct Denied {
+    pub refusal: Refusal,
+    pub caller: Option<Caller>,
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, caller: None }
+    }
+}
+
 /// Finds the caller. `now` is the wall clock, which a key's expiry is read by.
-pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Refusal> {
+pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Denied> {
     let (key, spelling) = match &state.anonymous {
         Some(key) => (Arc::clone(key), "none"),
         None => {
             let (presented, spelling) = credential(headers, query)?;
-            (known_key(state, presented, now)?, spelling)
+            let key = state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?;
+            (Arc::clone(key), spelling)
         }
     };
-    let user_path = user_path(state, headers, &key)?;
-    Ok(Caller { key, user_path, spelling })
+    let mut caller = Caller { user_path: key.user_path.clone(), key, spelling };
+    let expired = caller.key.expires.is_some_and(|expires| expires <= now);
+    if expired | caller.key.disabled {
+        return Err(Denied { refusal: Refusal::InvalidKey, caller: Some(caller) });
+    }
+    match user_path(state, headers, &caller.key) {
+        Ok(None) => Ok(caller),
+        Ok(Some(path)) => {
+            caller.user_path = path;
+            Ok(caller)
+        }
+        Err(refusal) => Err(Denied { refusal, caller: Some(caller) }),
+    }
 }
 
 /// Whether a header carries a credential, in any spelling: none of them goes upstream.
 pub fn is_credential(name: &str) -> bool {
     matches!(name, "authorization" | "proxy-authorization" | "cookie")
         || BARE_HEADERS.iter().any(|(bare, _)| *bare == name)
-}
-
-fn known_key(state: &State, presented: &[u8], now: Timestamp) -> Result<Arc<Key>, Refusal> {
-    let key = state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?;
-    let expired = key.expires.is_some_and(|expires| expires <= now);
-    if expired | key.disabled { Err(Refusal::InvalidKey) } else { Ok(Arc::clone(key)) }
 }
 
 fn credential<'h>(headers: &'h HeaderMap, query: &str) -> Result<(&'h [u8], &'static str), Refusal> {
@@ -98,7 +117,8 @@ fn scheme(value: &[u8]) -> (&[u8], &'static str) {
     (value, "authorization")
 }
 
-fn user_path(state: &State, headers: &HeaderMap, key: &Key) -> Result<String, Refusal> {
+/// The path a header names, which must be the key's own or below it.
+fn user_path(state: &State, headers: &HeaderMap, key: &Key) -> Result<Option<String>, Refusal> {
     let own = &state.settings.server.user_path_header;
     let mut named: Option<String> = None;
     for value in headers.get_all(own).iter().chain(headers.get_all(USER_PATH_ALIAS)) {
@@ -113,8 +133,8 @@ fn user_path(state: &State, headers: &HeaderMap, key: &Key) -> Result<String, Re
         named = Some(path);
     }
     match named {
-        None => Ok(key.user_path.clone()),
-        Some(path) if is_below(&path, &key.user_path) => Ok(path),
+        None => Ok(None),
+        Some(path) if is_below(&path, &key.user_path) => Ok(Some(path)),
         Some(_) => Err(Refusal::InvalidUserPath("it is not below the key's own path")),
     }
 }
@@ -152,7 +172,7 @@ mod tests {
 
     fn ask(pairs: &[(&'static str, &str)], query: &str) -> Result<(String, String, &'static str), Refusal> {
         let now = "2026-11-20T12:00:00Z".parse().expect("a time");
-        let caller = caller(&state(), &headers(pairs), query, now)?;
+        let caller = caller(&state(), &headers(pairs), query, now).map_err(|denied| denied.refusal)?;
         Ok((caller.key.name.clone(), caller.user_path, caller.spelling))
     }
 
@@ -199,6 +219,8 @@ mod tests {
             .map(|key| ask(&[("api-key", key)], "").expect_err("refused").body())
             .into_iter()
             .collect();
+        let expired = caller(&state(), &headers(&[("api-key", "old")]), "", Timestamp::MAX).expect_err("refused");
+        assert_eq!(expired.caller.map(|caller| caller.key.name.clone()).as_deref(), Some("old"), "the record knows");
         assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "one answer, whatever is wrong with the key");
     }
 
@@ -239,6 +261,6 @@ mod tests {
         let insecure = State::new(settings(), true);
         assert!(caller(&insecure, &HeaderMap::new(), "", now).is_ok_and(|caller| caller.key.name == "anonymous"));
         let closed = State::new(settings(), false);
-        assert_eq!(caller(&closed, &HeaderMap::new(), "", now).expect_err("refused").status(), 401);
+        assert_eq!(caller(&closed, &HeaderMap::new(), "", now).expect_err("refused").refusal.status(), 401);
     }
 }

@@ -89,8 +89,7 @@ fn heard(wav: &[u8]) -> (f64, f64) {
 
 /// Seconds and root mean square of such samples.
 fn loudness(pcm: &[u8]) -> (f64, f64) {
-    let samples: Vec<f64> =
-        pcm.chunks_exact(2).map(|pair| f64::from(i16::from_le_bytes([pair[0], pair[1]]))).collect();
+    let samples: Vec<f64> = pcm.chunks_exact(2).map(|pair| f64::from(i16::from_le_bytes([pair[0], pair[1]]))).collect();
     let count = f64::from(u32::try_from(samples.len()).expect("a few seconds"));
     let power = samples.iter().map(|sample| sample * sample).sum::<f64>() / count.max(1.0);
     (count / 24_000.0, power.sqrt())

@@ -1,5 +1,7 @@
 //! Stories: the real binary, on loopback ports the system chose, against fake vendors that can stall, reset and lie.
 
+#![expect(clippy::expect_used, reason = "a story that cannot go on has failed")]
+
 mod support;
 
 mod bad_input;

@@ -48,6 +48,12 @@ impl Client {
         self
     }
 
+    /// Says that nothing more will be sent, and goes on listening.
+    pub(crate) async fn finish(&mut self) -> &mut Self {
+        self.stream.shutdown().await.ok();
+        self
+    }
+
     /// A request with the test's key.
     pub(crate) async fn post(&mut self, path: &str, body: &str) -> Answer {
         self.send(post(path, &[], body).as_bytes()).await.answer().await
@@ -74,6 +80,17 @@ impl Client {
             }
         })
         .await
+    }
+
+    /// Waits until `what` is among the bytes that have come and are not yet read. They stay to be read.
+    pub(crate) async fn sees(&mut self, what: impl AsRef<[u8]>) {
+        let what = what.as_ref();
+        soon(&format!("{:?} at the client", String::from_utf8_lossy(what)), async {
+            while find(&self.buffer, what).is_none() {
+                assert_ne!(self.more().await, 0, "closed before {:?} came", String::from_utf8_lossy(what));
+            }
+        })
+        .await;
     }
 
     /// Reads at least one byte of what comes next, raw. Empty: the connection is closed.

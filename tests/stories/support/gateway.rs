@@ -17,6 +17,8 @@ pub(crate) struct Conf {
     rest: String,
     keys: String,
     args: Vec<String>,
+    env: Vec<(String, String)>,
+    through: Vec<String>,
 }
 
 impl Conf {
@@ -27,6 +29,8 @@ impl Conf {
             rest: String::new(),
             keys: format!("[keys.test]\nsha256 = \"{}\"\n", sha256(KEY)),
             args: Vec::new(),
+            env: Vec::new(),
+            through: Vec::new(),
         }
     }
 
@@ -70,6 +74,18 @@ impl Conf {
         self
     }
 
+    /// Another environment variable.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Started by another command, which becomes the gateway: `env`, for one.
+    pub(crate) fn through(mut self, command: &[&str]) -> Self {
+        self.through = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     fn text(&self, dir: &Path) -> String {
         let state = dir.join("state");
         format!("[server]\nstate_dir = \"{}\"\n{}\n{}\n{}", state.display(), self.server, self.rest, self.keys)
@@ -94,10 +110,11 @@ impl Gateway {
     pub(crate) async fn spawn_in(dir: &Path, conf: Conf) -> Self {
         std::fs::write(dir.join("aulos.toml"), conf.text(dir)).expect("written");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("opened");
-        let mut child = command(dir)
+        let mut child = command_through(&conf.through, dir)
             .args(["run", "--config"])
             .arg(dir.join("aulos.toml"))
             .args(&conf.args)
+            .envs(conf.env.clone())
             .stderr(log)
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -152,6 +169,23 @@ impl Gateway {
         Client::connect(&self.admin).await.send(head.as_bytes()).await.answer().await
     }
 
+    /// The value of a metric, its labels written as `/metrics` has them. 0: there is none yet.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.admin("/metrics").await.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0)
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) async fn metric_is(&self, name: &str, want: u64) {
+        soon(&format!("{name} {want}"), async {
+            while self.metric(name).await != want {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("still runs")
     }
@@ -182,11 +216,23 @@ impl Gateway {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    /// The records in `usage` or `audit`, as they are on disk now.
+    /// The records in `usage` or `audit`, as they are on disk now. A line that is just being written is left out.
     pub(crate) fn records(&self, kind: &str) -> Vec<Value> {
         let path = self.dir.join("state/records").join(format!("{kind}.jsonl"));
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("every line is a record")).collect()
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).expect("every line is a record")).collect()
+    }
+
+    /// Waits for the record of this kind of the request that got `answer`.
+    pub(crate) async fn record_of(&self, kind: &str, answer: &Answer) -> Value {
+        let id = answer.header("x-aulos-request-id").expect("every answer has one");
+        let path = self.dir.join("state/records").join(format!("{kind}.jsonl"));
+        until(&format!("the {kind} record of {id}"), || {
+            let text = std::fs::read_to_string(&path).ok()?;
+            text.lines().filter(|line| line.contains(id)).find_map(|line| serde_json::from_str(line).ok())
+        })
+        .await
     }
 
     /// Waits until there are `count` records of this kind, and gives them.
@@ -200,7 +246,13 @@ pub(crate) const SPEECH: &str = r#"{"model":"openai/tts-1","input":"Hello","voic
 
 /// The binary, with the environment a story gives it and no other.
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aulos"));
+    command_through(&[], dir)
+}
+
+fn command_through(through: &[String], dir: &Path) -> Command {
+    let mut words = through.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_aulos")]);
+    let mut command = Command::new(words.next().expect("at least the binary"));
+    command.args(words);
     command.current_dir(dir).env_clear().env("PROVIDER_KEY", PROVIDER_KEY);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);

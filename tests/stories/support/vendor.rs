@@ -77,7 +77,7 @@ impl Wire {
 
     /// Ends the connection with a reset.
     pub(crate) fn reset(&self) {
-        self.stream.set_linger(Some(std::time::Duration::ZERO)).expect("set");
+        self.stream.set_zero_linger().expect("set");
     }
 }
 

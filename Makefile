@@ -1,4 +1,4 @@
-# `make run` and `make test` set up what is missing; both work on a fresh Debian with rustup's stable Rust.
+# `make run` and `make test` set up what is missing; both work on a fresh Debian with make, curl and rustup's stable Rust.
 
 .PHONY: run test bench soak
 
@@ -20,7 +20,7 @@ test:
 bench:
 	deploy/setup build bench
 	cargo build --release --locked --workspace --bins
-	target/release/bench
+	PATH="$$PATH:/usr/sbin:/sbin" target/release/bench
 
 # The timed and long figures: slow clients, mixed faults, memory. A few minutes, on loopback.
 soak:

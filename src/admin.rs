@@ -10,7 +10,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 
 use crate::answer::Answer;
-use crate::gateway::Desk;
+use crate::desk::Desk;
 use crate::state::State;
 
 pub struct Admin {

@@ -18,6 +18,7 @@ use crate::stage::record::{self, Attempted, End, Outcome, Request, Served};
 use crate::stage::route::Plan;
 use crate::state::State;
 use crate::surface::Endpoint;
+use crate::units::printable;
 use crate::wire::mask::Mask;
 use crate::wire::splice::Splice;
 use crate::wire::sse::Ends;
@@ -92,6 +93,11 @@ pub struct Load(AtomicUsize);
 pub struct InFlight(Arc<Load>, Arc<Metrics>);
 
 impl Load {
+    /// How many are being served.
+    pub fn now(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Counts one more, if fewer than `max` are being served.
     pub fn enter(self: &Arc<Self>, max: usize, metrics: &Arc<Metrics>) -> Option<InFlight> {
         let before = self.0.fetch_add(1, Ordering::Relaxed);
@@ -200,8 +206,8 @@ impl Exchange {
             return None;
         }
         let (input_chars, format) = match &admitted.call.task {
-            Task::Speech(speech) => (Some(speech.input_chars), Some(speech.format.clone().unwrap_or("mp3".to_owned()))),
-            Task::Chat(chat) => (None, chat.format.clone()),
+            Task::Speech(speech) => (Some(speech.input_chars), Some(short(speech.format.as_deref().unwrap_or("mp3")))),
+            Task::Chat(chat) => (None, chat.format.as_deref().map(short)),
         };
         Some(Served {
             key: caller.key.name.clone(),
@@ -234,6 +240,12 @@ impl Exchange {
             self.metrics.first_audio.with_label_values(&[model, provider]).observe(first.as_secs_f64());
         }
     }
+}
+
+/// A client's word, as far as a record keeps it.
+fn short(format: &str) -> String {
+    const FORMAT_BYTES_MAX: usize = 32;
+    printable(format.as_bytes(), FORMAT_BYTES_MAX)
 }
 
 fn status_class(status: StatusCode) -> &'static str {

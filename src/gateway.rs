@@ -1,106 +1,47 @@
 //! Pingora's phases, in the order a request meets them. Every phase calls a stage; none decides anything itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Version;
-use jiff::Timestamp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use uuid::Uuid;
 
 use crate::answer::{Answer, catalog};
 use crate::body::read::{self, Failed};
 use crate::body::replay::{self, Patience, Way};
-use crate::exchange::{Admitted, Attempt, Exchange, Load, Progress};
-use crate::listen::front::PATH_BYTES_MAX;
-use crate::metrics::Metrics;
-use crate::records::Records;
+use crate::desk::Desk;
+use crate::exchange::{Admitted, Attempt, Exchange, Progress};
+use crate::failure::{ended, heard_something, internal, reason, refused, root, told};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
 use crate::stage::inspect;
-use crate::stage::record::{Attempted, Client, End, Peer, Request};
+use crate::stage::record::{Attempted, Client, PATH_BYTES_MAX, Peer, Request};
 use crate::stage::route::{self, Asked};
-use crate::stage::{authenticate, rewrite, stream};
+use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint, Place};
 use crate::units::printable;
-use crate::upstream::resolve::Resolver;
 use crate::wire::splice::Splice;
 use crate::wire::sse::Ends;
 
 /// A pooled connection that turns out to be dead is replaced this often, at most.
 const ATTEMPTS_MAX: usize = 3;
+/// A pooled connection that was dead says so at once; one that dies later may have been at work.
+const STALE_MAX: Duration = Duration::from_secs(1);
 /// An idle connection to a provider is closed before the provider is likely to.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
-/// Audit records a second of requests whose credential was refused. The rest is counted.
-const STRANGERS_A_SECOND: u64 = 10;
 const USER_AGENT_BYTES_MAX: usize = 256;
-
-/// What all requests share, whatever the config says.
-pub struct Desk {
-    pub records: Arc<Records>,
-    pub load: Arc<Load>,
-    pub metrics: Arc<Metrics>,
-    resolver: Resolver,
-    began: Instant,
-    /// The second that is being counted, and how many strangers were recorded in it.
-    strangers: AtomicU64,
-}
-
-impl Desk {
-    pub fn new(records: Arc<Records>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            records,
-            load: Arc::default(),
-            metrics,
-            resolver: Resolver::default(),
-            began: Instant::now(),
-            strangers: AtomicU64::new(0),
-        }
-    }
-
-    /// A new request's id: unique, and in the order of time.
-    pub fn id(&self) -> Uuid {
-        Uuid::now_v7()
-    }
-
-    /// The wall clock, in microseconds as records show it.
-    pub fn now(&self) -> Timestamp {
-        let now = Timestamp::now();
-        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
-    }
-
-    pub fn metrics(&self) -> Arc<Metrics> {
-        Arc::clone(&self.metrics)
-    }
-
-    /// Whether one more request without a valid credential is written down.
-    pub fn may_audit_a_stranger(&self, now: Instant) -> bool {
-        const COUNT_BITS: u32 = 16;
-        let second = now.saturating_duration_since(self.began).as_secs() << COUNT_BITS;
-        let count = self.strangers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-            let same = last >> COUNT_BITS == second >> COUNT_BITS;
-            let count = if same { last & ((1 << COUNT_BITS) - 1) } else { 0 };
-            (count < STRANGERS_A_SECOND).then_some(second | (count + 1))
-        });
-        if count.is_err() {
-            self.metrics.unrecorded_refusals.inc();
-        }
-        count.is_ok()
-    }
-}
 
 /// The proxy.
 pub struct Gateway {
@@ -131,23 +72,26 @@ impl Gateway {
     /// The path of a request up to the moment its bytes may flow.
     async fn admit(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Admission, Failed> {
         let state = Arc::clone(&exchange.state);
-        let place = place(session.req_header())?;
-        if place.endpoint.is_health() {
-            // Served before this, where it is served at all.
-            return Err(unknown_path(session.req_header().uri.path()).into());
-        }
-        exchange.endpoint = Some(place.endpoint);
-        let query = session.req_header().uri.query().unwrap_or_default().to_owned();
-        let headers = &session.req_header().headers;
-        let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
-        match authenticate::caller(&state, headers, &query, exchange.ts) {
-            Ok(caller) => exchange.caller = Some(caller),
-            Err(Denied { refusal: Refusal::MissingKey(_), .. }) if is_public => {}
+        let head = session.req_header();
+        let query = head.uri.query().unwrap_or_default().to_owned();
+        // Who asks is for the record, whatever is asked; that nothing is there is said to everybody.
+        let denied = match authenticate::caller(&state, &head.headers, &query, exchange.ts) {
+            Ok(caller) => {
+                exchange.caller = Some(caller);
+                None
+            }
             Err(Denied { refusal, caller }) => {
                 exchange.caller = caller;
-                return Err(refusal.into());
+                Some(refusal)
             }
+        };
+        let place = place(head, state.settings.server.public_health)?;
+        exchange.endpoint = Some(place.endpoint);
+        let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
+        if let Some(refusal) = denied.filter(|refusal| !(is_public && matches!(refusal, Refusal::MissingKey(_)))) {
+            return Err(refusal.into());
         }
+        let headers = &head.headers;
         let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
             return Ok(Admission::Answer(answer(&state, exchange, &place, &query)?));
         };
@@ -221,14 +165,15 @@ impl Gateway {
             session.set_keepalive(None);
         }
         let end = session.req_header().method == http::Method::HEAD;
-        session.downstream_session.write_response_header(Box::new(head)).await?;
         let body = if end { Bytes::new() } else { body };
-        session.downstream_session.write_response_body(body, true).await
+        let client = &mut session.downstream_session;
+        client.write_response_header(Box::new(head)).await.map_err(|error| error.into_down())?;
+        client.write_response_body(body, true).await.map_err(|error| error.into_down())
     }
 
     /// HTTP/2 heads do not pass the front: what its lint refuses is refused here, and counted alike.
     fn lint_h2(&self, head: &RequestHeader) -> Result<(), Refusal> {
-        lint_h2(head).inspect_err(|refusal| {
+        h2::lint(head).inspect_err(|refusal| {
             self.desk.metrics.head_refusals.with_label_values(&[refusal.code()]).inc();
         })
     }
@@ -238,24 +183,12 @@ impl Gateway {
     }
 }
 
-impl Desk {
-    /// Whether requests would be served.
-    pub fn ready(&self, state: &State, stopping: &ShutdownWatch) -> Answer {
-        let routes = !state.settings.providers.is_empty();
-        let callers = state.anonymous.is_some() || !state.settings.keys.is_empty();
-        Answer::ready(&[
-            ("accepting", !*stopping.borrow()),
-            ("callers", callers),
-            ("providers", routes),
-            ("records", self.records.writable()),
-        ])
-    }
-}
-
 /// Which endpoint a head is for.
-fn place(head: &RequestHeader) -> Result<Place, Refusal> {
+fn place(head: &RequestHeader, public_health: bool) -> Result<Place, Refusal> {
     let path = head.uri.path();
-    let place = surface::find(path).ok_or_else(|| unknown_path(path))?;
+    let place = surface::find(path)
+        .filter(|place| public_health || !place.endpoint.is_health())
+        .ok_or_else(|| unknown_path(path))?;
     if !place.endpoint.allows(&head.method) {
         let method = printable(head.method.as_str().as_bytes(), 32);
         return Err(Refusal::MethodNotAllowed { method, allow: place.endpoint.allow() });
@@ -310,28 +243,6 @@ fn pace(session: &mut Session, idle: Duration) {
     }
 }
 
-/// What the front's lint refuses, for heads that it does not see.
-fn lint_h2(head: &RequestHeader) -> Result<(), Refusal> {
-    use crate::wire::head::{FIELDS_MAX, TARGET_BYTES_MAX};
-    if head.version != Version::HTTP_2 {
-        return Ok(());
-    }
-    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
-    if target.len() > TARGET_BYTES_MAX {
-        return Err(Refusal::TargetTooLong);
-    }
-    if head.headers.len() > FIELDS_MAX {
-        return Err(Refusal::HeadTooLarge("fields"));
-    }
-    if !target.starts_with('/') {
-        return Err(Refusal::InvalidHead("its path does not begin with a slash".into()));
-    }
-    if head.method == http::Method::TRACE {
-        return Err(Refusal::MethodNotAllowed { method: "TRACE".into(), allow: "GET, HEAD, POST" });
-    }
-    Ok(())
-}
-
 #[async_trait]
 impl ProxyHttp for Gateway {
     type CTX = Context;
@@ -350,7 +261,9 @@ impl ProxyHttp for Gateway {
             && place.endpoint.allows(&session.req_header().method)
         {
             exchange.progress = Progress::Answered;
+            exchange.endpoint = Some(place.endpoint);
             let answer = self.health(place.endpoint);
+            exchange.status = Some(answer.status);
             let head = ResponseHeader::build(answer.status, None)?;
             self.write(session, exchange, head, answer.body).await?;
             return Ok(true);
@@ -392,8 +305,7 @@ impl ProxyHttp for Gateway {
         let provider = Arc::clone(&admitted.plan.provider);
         let base = &provider.base_url;
         let began = Instant::now();
-        let resolved = tokio::time::timeout(timeouts.connect, self.desk.resolver.resolve(&base.host, base.port, began));
-        let addr = resolved.await.map_err(std::io::Error::from).flatten();
+        let addr = self.desk.resolver.resolve(&base.host, base.port, timeouts.connect, began).await;
         let log = Attempted {
             provider: provider.name.clone(),
             model: admitted.plan.provider_model.clone(),
@@ -495,8 +407,8 @@ impl ProxyHttp for Gateway {
         let request_id = exchange.request_id();
         let Some(admitted) = exchange.admitted_mut() else { return Ok(()) };
         let origin = stream::Origin { request_id, attempts: admitted.attempts.len() };
-        let mask = stream::mask(head, &admitted.plan);
         stream::head(head, &admitted.plan, &admitted.call, &origin);
+        let mask = stream::mask(head, &admitted.plan);
         if let Some(attempt) = admitted.attempts.last_mut() {
             attempt.mask = mask;
             attempt.ends = stream::is_events(head).then(Ends::default);
@@ -547,8 +459,11 @@ impl ProxyHttp for Gateway {
         }
         let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
         let begun = ctx.exchange.attempt_mut().is_some_and(|attempt| attempt.interim > 0) || heard_something(&error);
+        let at_once = ctx.exchange.attempt_mut().and_then(|attempt| attempt.connected);
+        let at_once = at_once.is_some_and(|connected| connected.elapsed() < STALE_MAX);
+        let untold = session.response_written().is_none_or(|head| head.status.is_informational());
         // A pooled connection the provider had already closed: nothing of the request was served there.
-        let may = error.retry() && !begun && session.response_written().is_none() && attempts < ATTEMPTS_MAX;
+        let may = error.retry() && at_once && !begun && untold && attempts < ATTEMPTS_MAX;
         error.set_retry(may);
         error
     }
@@ -575,8 +490,7 @@ impl ProxyHttp for Gateway {
         }
         let (end, code) = ended(&ctx.exchange, ctx.begun, error);
         let exchange = &mut ctx.exchange;
-        let stranger = matches!(&exchange.progress, Progress::Refused(refusal) if refusal.is_of_credentials());
-        let audited = !stranger || self.desk.may_audit_a_stranger(Instant::now());
+        let audited = exchange.caller.is_some() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
         if error.is_none() && matches!(exchange.progress, Progress::Refused(_)) {
             drain(session).await;
@@ -607,91 +521,6 @@ impl Gateway {
     }
 }
 
-/// A refusal on its way through Pingora; [`root`] finds it again.
-fn refused(refusal: Refusal) -> Box<Error> {
-    Error::because(ErrorType::HTTPStatus(refusal.status()), "refused", refusal).into_up()
-}
-
-fn internal() -> Box<Error> {
-    refused(Refusal::Internal)
-}
-
-fn root(error: &Error) -> Option<&Refusal> {
-    error.root_cause().downcast_ref::<Refusal>()
-}
-
-/// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
-/// same, and says only in the error's words how much it had read.
-fn heard_something(error: &Error) -> bool {
-    let words = error.context.as_ref().map(|context| context.as_str()).unwrap_or_default();
-    words.split_once("bytes already read: ").is_some_and(|(_, read)| read.trim() != "0")
-}
-
-/// What the client is told. `None`: it is gone.
-fn told(error: &Error) -> Option<Refusal> {
-    if let Some(refusal) = root(error) {
-        return Some(refusal.clone());
-    }
-    match error.esource() {
-        ErrorSource::Downstream => None,
-        ErrorSource::Upstream => Some(match error.etype() {
-            ErrorType::ConnectTimedout
-            | ErrorType::ReadTimedout
-            | ErrorType::WriteTimedout
-            | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamTimeout,
-            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Refusal::UpstreamTls,
-            ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => Refusal::UpstreamInvalid,
-            _ => Refusal::UpstreamUnavailable,
-        }),
-        ErrorSource::Internal | ErrorSource::Unset => Some(Refusal::Internal),
-    }
-}
-
-/// Why an attempt failed, as a label.
-fn reason(error: &Error) -> &'static str {
-    if let Some(refusal) = root(error) {
-        return refusal.code();
-    }
-    match error.etype() {
-        ErrorType::ConnectTimedout => "connect_timeout",
-        ErrorType::ConnectRefused => "connect_refused",
-        ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::ConnectProxyFailure => "connect",
-        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => "tls",
-        ErrorType::ReadTimedout => "read_timeout",
-        ErrorType::WriteTimedout => "write_timeout",
-        ErrorType::ConnectionClosed => "closed",
-        ErrorType::InvalidHTTPHeader => "invalid_answer",
-        _ => "broken",
-    }
-}
-
-/// How a request ended, and what went wrong.
-fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, Option<&'static str>) {
-    if let Progress::Refused(refusal) = &exchange.progress {
-        return (End::Refused, Some(refusal.code()));
-    }
-    let Some(error) = error else { return (End::Complete, None) };
-    let refusal = root(error);
-    if refusal == Some(&Refusal::UpstreamTimeout) {
-        return (End::Timeout, Some("upstream_timeout"));
-    }
-    if *error.esource() == ErrorSource::Downstream {
-        // Clients hang up on the last event, and do not wait for the end of the answer behind it.
-        let heard_all = exchange.admitted().is_some_and(Admitted::heard_all);
-        if heard_all {
-            return (End::Complete, None);
-        }
-        return (End::ClientGone, Some("client_gone"));
-    }
-    let told = told(error);
-    let code = told.as_ref().map(Refusal::code);
-    match (begun, told) {
-        (true, _) => (End::UpstreamBroken, code),
-        (false, Some(Refusal::UpstreamTimeout)) => (End::Timeout, code),
-        (false, _) => (End::UpstreamFailed, code),
-    }
-}
-
 /// Lets the client finish sending what was refused, so that it reads the refusal.
 async fn drain(session: &mut Session) {
     let mut drained = 0;
@@ -705,41 +534,4 @@ async fn drain(session: &mut Session) {
     })
     .await
     .ok();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_are_written_down_only_so_often() {
-        let dir = std::env::temp_dir().join(format!("aulos-strangers-{}", std::process::id()));
-        let (records, writer) = Records::open(&dir, 1).expect("opens");
-        let desk = Desk::new(records, Arc::new(Metrics::new().expect("registers")));
-        let start = desk.began;
-        let written = |at: Instant| (0..1000).filter(|_| desk.may_audit_a_stranger(at)).count() as u64;
-        assert_eq!(written(start), STRANGERS_A_SECOND);
-        assert_eq!(written(start + Duration::from_millis(900)), 0);
-        assert_eq!(written(start + Duration::from_secs(1)), STRANGERS_A_SECOND);
-        assert_eq!(desk.metrics.unrecorded_refusals.get(), 3000 - 2 * STRANGERS_A_SECOND);
-        writer.close();
-        std::fs::remove_dir_all(dir).ok();
-    }
-
-    #[test]
-    fn what_a_client_is_told_follows_from_what_broke() {
-        let up = |kind| Error::explain(kind, "x").into_up();
-        for (error, want) in [
-            (up(ErrorType::ConnectRefused), Some("upstream_unavailable")),
-            (up(ErrorType::ConnectTimedout), Some("upstream_timeout")),
-            (up(ErrorType::TLSHandshakeFailure), Some("upstream_tls")),
-            (up(ErrorType::InvalidHTTPHeader), Some("upstream_invalid_response")),
-            (refused(Refusal::ProviderAuth), Some("provider_auth")),
-            (refused(Refusal::UpstreamTimeout).into_down(), Some("upstream_timeout")),
-            (Error::explain(ErrorType::ConnectionClosed, "x").into_down(), None),
-            (Error::explain(ErrorType::InternalError, "x").into_in(), Some("internal_error")),
-        ] {
-            assert_eq!(told(&error).map(|refusal| refusal.code()), want, "{error}");
-        }
-    }
 }

@@ -12,14 +12,16 @@ pub mod demo;
 pub mod listen;
 
 pub mod admin;
+pub mod desk;
 pub mod exchange;
+pub mod failure;
 pub mod gateway;
 
+pub mod answer;
 pub mod body;
 pub mod stage;
 pub mod upstream;
 
-pub mod answer;
 pub mod catalog;
 pub mod config;
 pub mod provider;

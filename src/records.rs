@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -69,6 +70,7 @@ struct Room {
 /// Room for the records of one request. Dropped unused, it gives the room back.
 pub struct Slot {
     queue: Sender<Message>,
+    room: Arc<Room>,
     held: Held,
 }
 
@@ -90,7 +92,8 @@ pub struct Writer {
 impl Records {
     /// Opens the two files below `dir`, which is made if it is missing, and starts the writer.
     pub fn open(dir: &Path, in_flight_max: usize) -> io::Result<(Arc<Self>, Writer)> {
-        fs::create_dir_all(dir)?;
+        // Records say who did what from where: they are the service's own.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let files =
             Files { usage: Appender::open(dir.join("usage.jsonl"))?, audit: Appender::open(dir.join("audit.jsonl"))? };
         let (queue, messages) = mpsc::channel();
@@ -113,7 +116,7 @@ impl Records {
         }
         let taken = self.room.taken.fetch_add(1, Ordering::Relaxed);
         let held = Held(Arc::clone(&self.room));
-        (taken < self.room.max).then(|| Slot { queue: self.queue.clone(), held })
+        (taken < self.room.max).then(|| Slot { queue: self.queue.clone(), room: Arc::clone(&self.room), held })
     }
 
     /// Whether records can be written now.
@@ -144,6 +147,7 @@ impl Slot {
         let message = Message::Record { usage, audit, _slot: self.held };
         if self.queue.send(message).is_err() {
             log::error!("the records' writer is gone: a record is lost");
+            self.room.writable.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -282,7 +286,7 @@ impl Appender {
 /// Opens for appending, and cuts off a last line that has no end.
 fn open_whole(path: &Path) -> io::Result<(File, u64)> {
     const WINDOW: u64 = 64 * 1024;
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
     let size = file.metadata()?.len();
     let mut end = size;
     let mut window = Vec::new();

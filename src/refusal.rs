@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::wire::json::Fault;
+
 /// A request that was not served, and why. The text is for the client: no provider's words or numbers in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -77,6 +79,15 @@ pub enum Refusal {
     ProviderAuth,
     #[error("Something went wrong inside this gateway.")]
     Internal,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Syntax { reason, at } => Self::InvalidJson { reason, at },
+            Fault::DuplicateKey { key } => Self::DuplicateKey { key },
+        }
+    }
 }
 
 /// Bytes of a model's name, wherever it is given.

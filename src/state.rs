@@ -22,17 +22,7 @@ impl State {
         for key in &settings.keys {
             keys.entry(key.hash.prefix()).or_default().push(Arc::clone(key));
         }
-        let anonymous = (insecure && settings.keys.is_empty()).then(|| {
-            Arc::new(Key {
-                name: "anonymous".to_owned(),
-                hash: KeyHash::of(b""),
-                user_path: "/".to_owned(),
-                workspace: None,
-                allow: None,
-                expires: None,
-                disabled: false,
-            })
-        });
+        let anonymous = (insecure && settings.keys.is_empty()).then(|| Arc::new(Key::anonymous()));
         Self { settings, keys, anonymous }
     }
 
@@ -45,17 +35,9 @@ impl State {
         self.settings.providers.get(name)
     }
 
-    /// Follows aliases to the name of a model or a `provider/model`.
+    /// The model or `provider/model` behind a name. The config has followed every alias to its end.
     pub fn unaliased<'s>(&'s self, asked: &'s str) -> &'s str {
-        let mut name = asked;
-        // The config refuses loops; the bound says so once more.
-        for _ in 0..=self.settings.aliases.len() {
-            match self.settings.aliases.get(name) {
-                Some(next) => name = next,
-                None => break,
-            }
-        }
-        name
+        self.settings.aliases.get(asked).map_or(asked, String::as_str)
     }
 
     /// `provider/model` taken apart, if the first part is a provider of ours.
@@ -76,7 +58,9 @@ impl State {
             Selector::All => true,
             Selector::Provider(provider) => *provider == route.provider,
             Selector::Exact { provider, model } => *provider == route.provider && *model == route.model,
-            Selector::Name(name) if name == asked || name == served => true,
+            Selector::Name(name) if name == served => true,
+            // A name that was asked for, and by a hint became something else, is not what the list means.
+            Selector::Name(name) if name == asked && self.unaliased(asked) == served => true,
             Selector::Name(name) => {
                 let is_ours = self.settings.models.contains_key(name) || self.settings.aliases.contains_key(name);
                 !is_ours && *name == route.model
@@ -115,7 +99,10 @@ mod tests {
 
     #[test]
     fn a_selector_allows_what_it_names() {
-        let state = crate::stage::testing::state("[models.ours]\nroutes = [\"local/x\"]\n");
+        let state = crate::stage::testing::state(
+            "[models.ours]\nroutes = [\"local/x\"]\n[models.tts-fast]\nroutes = [\"openai/gpt-4o-mini-tts\"]\n\
+             [aliases]\ntts-1 = \"tts-fast\"\n",
+        );
         let route = Route { provider: "openai".into(), model: "gpt-4o-mini-tts".into() };
         for (selector, want) in [
             (Selector::All, true),
@@ -134,5 +121,6 @@ mod tests {
         let raw = Route { provider: "openai".into(), model: "ours".into() };
         let ours = Selector::Name("ours".into());
         assert!(!state.selects(&ours, "openai/ours", "openai/ours", &raw), "another's model of the same name");
+        assert!(!state.selects(&ours, "ours", "openai/ours", &raw), "nor by a hint");
     }
 }

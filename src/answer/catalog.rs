@@ -62,7 +62,7 @@ pub fn voices(state: &State, caller: Option<&Caller>, model: Option<&str>) -> Re
 fn listed<'s>(state: &'s State, caller: Option<&Caller>) -> Vec<Listed<'s>> {
     let configured = state.settings.models.keys().chain(state.settings.aliases.keys()).cloned();
     let shipped = state.settings.providers.values().filter(|provider| provider.is_original()).flat_map(|provider| {
-        let ids = catalog::of_kind(provider.kind.kind()).filter(|_| !state.settings.closed_models());
+        let ids = catalog::of_kind(provider.kind.kind()).filter(|_| !state.settings.server.closed_models);
         ids.flat_map(move |entry| entry.ids.iter().map(move |id| format!("{}/{id}", provider.name)))
     });
     let mut ids: Vec<String> = configured.chain(shipped).collect();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header;
 use pingora_core::ErrorType;
 use pingora_core::protocols::http::ServerSession;
@@ -10,7 +10,6 @@ use pingora_core::{Error, Result};
 use tokio::time::timeout;
 
 use crate::refusal::Refusal;
-use crate::units::joined;
 use crate::wire::json::{Fault, Member, Scanner};
 
 /// A JSON body that is complete and valid.
@@ -45,25 +44,24 @@ pub async fn json(session: &mut ServerSession, max: usize, idle: Duration) -> Re
     if head.headers.contains_key(header::EXPECT) && head.version != http::Version::HTTP_10 {
         // Pingora would close the connection for any head that is written before the body has been read.
         session.set_close_on_response_before_downstream_finish(false);
-        session.write_continue_response().await.map_err(Failed::Gone)?;
+        session.write_continue_response().await.map_err(|error| Failed::Gone(error.into_down()))?;
         session.set_close_on_response_before_downstream_finish(true);
     }
     let mut scanner = Scanner::new();
-    let mut pieces = Vec::new();
-    let mut read = 0usize;
+    // One buffer, however small the pieces are that the client cuts its body into.
+    let mut body = BytesMut::new();
     while let Some(piece) = piece(session, idle).await? {
-        read = read.saturating_add(piece.len());
-        if read > max {
+        if body.len().saturating_add(piece.len()) > max {
             return Err(Refusal::BodyTooLarge { max }.into());
         }
         scanner.push(&piece).map_err(fault)?;
-        pieces.push(piece);
+        body.extend_from_slice(&piece);
     }
-    if declared.is_some_and(|length| length != read as u64) {
+    if declared.is_some_and(|length| length != body.len() as u64) {
         return Err(Refusal::BodyTruncated.into());
     }
     let members = scanner.finish().map_err(fault)?;
-    Ok(Body { bytes: joined(&pieces), members })
+    Ok(Body { bytes: body.freeze(), members })
 }
 
 async fn piece(session: &mut ServerSession, idle: Duration) -> Result<Option<Bytes>, Failed> {
@@ -77,14 +75,11 @@ async fn piece(session: &mut ServerSession, idle: Duration) -> Result<Option<Byt
             // Pingora names these, but does not export the names.
             kind if kind.as_str() == "PrematureBodyEnd" => Refusal::BodyTruncated.into(),
             kind if ["InvalidChunk", "InvalidTrailerEnd"].contains(&kind.as_str()) => Refusal::InvalidBody.into(),
-            _ => Failed::Gone(error),
+            _ => Failed::Gone(error.into_down()),
         }),
     }
 }
 
 fn fault(fault: Fault) -> Failed {
-    Failed::Refused(match fault {
-        Fault::Syntax { reason, at } => Refusal::InvalidJson { reason, at },
-        Fault::DuplicateKey { key } => Refusal::DuplicateKey { key },
-    })
+    Failed::Refused(fault.into())
 }

@@ -27,6 +27,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::refusal::Refusal;
 
+/// Bytes handed over at once: what has to be taken within one write's time.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
+
 /// How long to wait for a provider.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -177,9 +180,10 @@ impl CustomSession for Replay {
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         if !no_body_expected && self.position < self.read.len() {
-            let rest = self.read.slice(self.position..);
-            self.position = self.read.len();
-            return Ok(Some(rest));
+            let end = self.read.len().min(self.position + PIECE_BYTES_MAX);
+            let piece = self.read.slice(self.position..end);
+            self.position = end;
+            return Ok(Some(piece));
         }
         let done = no_body_expected || self.inner_mut().is_body_done();
         if done && matches!(self.waiting, Waiting::NotYet) {

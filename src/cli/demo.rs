@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pingora_core::services::listening;
 
+use super::Failed;
 use crate::config::{self, Complaints, Environment, Process, Settings};
 use crate::demo::{MODEL, Speaker, missing_engines, voices};
 use crate::listen::run::{self, Source, Starting};
@@ -29,11 +30,11 @@ pub(super) struct Demo {
     state_dir: Option<PathBuf>,
 }
 
-pub(super) fn demo(args: &Demo) -> Result<(), String> {
+pub(super) fn demo(args: &Demo) -> Result<(), Failed> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let missing = missing_engines(&path);
     if !missing.is_empty() {
-        return Err(format!("nothing here can speak yet: apt-get install {}", missing.join(" ")));
+        return Err(format!("nothing here can speak yet: apt-get install {}", missing.join(" ")).into());
     }
     let mut sockets = Sockets::default();
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -47,7 +48,7 @@ pub(super) fn demo(args: &Demo) -> Result<(), String> {
         starting.beside(sockets, service);
         greet(&starting)
     })
-    .map_err(|failure| failure.to_string())
+    .map_err(|failure| failure.to_string().into())
 }
 
 /// The demo's config is text like any other, and read by the same rules.

@@ -4,7 +4,8 @@ use std::io::{BufRead as _, IsTerminal as _};
 
 use clap::Subcommand;
 
-use super::{Config, load};
+use super::{Config, Failed, WithoutSecrets, load};
+use crate::config::values;
 use crate::units::KeyHash;
 
 /// Random bytes of a key of ours.
@@ -29,16 +30,19 @@ pub(super) enum Keys {
     },
 }
 
-pub(super) fn keys(keys: &Keys) -> Result<(), String> {
+pub(super) fn keys(keys: &Keys) -> Result<(), Failed> {
     match keys {
         Keys::Create { name, user_path } => create(name, user_path),
         Keys::Check { config } => check(config),
     }
 }
 
-fn create(name: &str, user_path: &str) -> Result<(), String> {
-    let path = crate::config::values::normalise_user_path(user_path)
-        .ok_or_else(|| format!("`{user_path}` is no user path: `/segments`, without `.`, `..` or `:`"))?;
+fn create(name: &str, user_path: &str) -> Result<(), Failed> {
+    let name = values::name(name)
+        .ok_or_else(|| Failed::Arguments("a key's name has 1 to 256 bytes and no control characters".to_owned()))?;
+    let path = values::normalise_user_path(user_path).ok_or_else(|| {
+        Failed::Arguments(format!("`{user_path}` is no user path: `/segments`, without `.`, `..` or `:`"))
+    })?;
     let mut random = [0; KEY_BYTES];
     getrandom::fill(&mut random).map_err(|error| format!("the system gives no random bytes: {error}"))?;
     let (key, lines) = made(name, &path, &random);
@@ -57,15 +61,19 @@ fn made(name: &str, user_path: &str, random: &[u8]) -> (String, String) {
     (key, lines)
 }
 
-fn check(config: &Config) -> Result<(), String> {
-    let settings = load(config)?;
+fn check(config: &Config) -> Result<(), Failed> {
+    let settings = load(config, &WithoutSecrets)?;
     if std::io::stdin().is_terminal() {
         eprintln!("Type or paste the key:");
     }
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(|error| format!("no key could be read: {error}"))?;
     let hash = KeyHash::of(line.trim().as_bytes());
-    let key = settings.keys.iter().find(|key| key.hash.matches(&hash)).ok_or("no key of the config")?;
+    let key = settings
+        .keys
+        .iter()
+        .find(|key| key.hash.matches(&hash))
+        .ok_or_else(|| format!("this is no key of {}", config.config.display()))?;
     let expired = key.expires.is_some_and(|expires| expires <= jiff::Timestamp::now());
     let state = if key.disabled {
         "disabled"
@@ -75,7 +83,7 @@ fn check(config: &Config) -> Result<(), String> {
         "valid"
     };
     println!("`{}`, {state}, user path {}", key.name, key.user_path);
-    if state == "valid" { Ok(()) } else { Err(format!("the key is {state}")) }
+    if state == "valid" { Ok(()) } else { Err(format!("the key is {state}").into()) }
 }
 
 #[cfg(test)]

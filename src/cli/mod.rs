@@ -1,12 +1,12 @@
 //! The verbs: `run`, `check`, `route`, `keys`, `demo`.
 
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::io::{self, IsTerminal as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Process, Settings};
+use crate::config::{self, Environment, Process, Settings};
 use crate::listen::run::{self, FromFile};
 
 mod demo;
@@ -65,10 +65,27 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
+        Err(Failed::Not(why)) => {
             eprintln!("{}", why.trim_end());
             ExitCode::FAILURE
         }
+        Err(Failed::Arguments(why)) => {
+            eprintln!("error: {}", why.trim_end());
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Why a verb did not do what was asked.
+enum Failed {
+    Not(String),
+    /// What was asked makes no sense.
+    Arguments(String),
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self::Not(why)
     }
 }
 
@@ -81,16 +98,16 @@ fn logging() {
     builder.parse_default_env().format_target(false).init();
 }
 
-fn serve(run: &Run) -> Result<(), String> {
+fn serve(run: &Run) -> Result<(), Failed> {
     let source = FromFile { path: run.config.config.clone(), env: Process };
     if run.insecure {
         log::warn!("--insecure: without keys in the config, everybody who reaches the listener is served");
     }
-    run::run(source, run.insecure, run::announce).map_err(|failure| failure.to_string())
+    run::run(source, run.insecure, run::announce).map_err(|failure| failure.to_string().into())
 }
 
-fn check(args: &Config) -> Result<(), String> {
-    let settings = load(args)?;
+fn check(args: &Config) -> Result<(), Failed> {
+    let settings = load(args, &Process)?;
     crate::listen::tls::Certificates::load(&settings.server.listen)?;
     println!(
         "{} is fine: {} providers, {} models, {} aliases, {} keys",
@@ -100,6 +117,9 @@ fn check(args: &Config) -> Result<(), String> {
         settings.aliases.len(),
         settings.keys.len()
     );
+    if settings.providers.is_empty() {
+        println!("note: no provider is configured, so nothing can be forwarded");
+    }
     if settings.keys.is_empty() {
         println!("note: no key is configured, so `aulos run` will not serve without --insecure");
     }
@@ -107,9 +127,30 @@ fn check(args: &Config) -> Result<(), String> {
 }
 
 /// Loads the config; warnings are said, complaints are the error.
-fn load(args: &Config) -> Result<Settings, String> {
+fn load(args: &Config, env: &dyn Environment) -> Result<Settings, String> {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (settings, warnings) = config::load(&args.config, &Process).map_err(|complaints| complaints.render(colour))?;
+    let (settings, warnings) = config::load(&args.config, env).map_err(|complaints| complaints.render(colour))?;
     warnings.iter().for_each(|warning| eprintln!("{}", warning.render(colour)));
     Ok(settings)
+}
+
+/// The environment of a verb that sends nothing: where a provider's key cannot be had, something stands for it. An
+/// operator's shell has not what the service is given.
+struct WithoutSecrets;
+
+impl WithoutSecrets {
+    const PLACEHOLDER: &str = "not-needed-here";
+}
+
+impl Environment for WithoutSecrets {
+    fn var(&self, name: &str) -> Option<String> {
+        let real = Process.var(name).filter(|value| !value.is_empty());
+        Some(real.unwrap_or_else(|| Self::PLACEHOLDER.to_owned()))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        // A config that is not there is an error of its own; everything else that is read is a secret.
+        let is_config = path.extension().is_some_and(|extension| extension == "toml");
+        Process.read(path).or_else(|error| if is_config { Err(error) } else { Ok(Self::PLACEHOLDER.to_owned()) })
+    }
 }

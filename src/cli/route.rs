@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use jiff::Timestamp;
 
-use super::{Config, load};
+use super::{Config, Failed, WithoutSecrets, load};
 use crate::config::settings::Key;
 use crate::refusal::Refusal;
-use crate::stage::authenticate::Caller;
+use crate::stage::authenticate::{self, Caller};
 use crate::stage::inspect;
 use crate::stage::route::{self, Asked};
 use crate::state::State;
 use crate::surface;
-use crate::wire::json::{Fault, Scanner};
+use crate::wire::json::{Member, Scanner};
 
 #[derive(Debug, Args)]
 pub(super) struct Route {
@@ -25,12 +26,13 @@ pub(super) struct Route {
     /// The user path, if a header would name one.
     #[arg(long)]
     user_path: Option<String>,
+    /// The method.
     #[arg(short = 'X', long, default_value = "POST")]
     method: String,
     /// A header, `name: value`; may stand several times.
     #[arg(short = 'H', long = "header")]
     headers: Vec<String>,
-    /// The body.
+    /// The body, as JSON; without it the model is not looked for.
     #[arg(long)]
     json: Option<String>,
     /// The path, with its query.
@@ -38,13 +40,13 @@ pub(super) struct Route {
     path: String,
 }
 
-pub(super) fn route(args: &Route) -> Result<(), String> {
-    let state = State::new(load(&args.config)?, true);
-    let lines = explain(&state, args)?;
+pub(super) fn route(args: &Route) -> Result<(), Failed> {
+    let state = State::new(load(&args.config, &WithoutSecrets)?, true);
+    let lines = explain(&state, args, Timestamp::now()).map_err(Failed::Arguments)?;
     lines.said.iter().for_each(|(step, what)| println!("{step:<9} {what}"));
     match lines.refusal {
         None => Ok(()),
-        Some(refusal) => Err(format!("refused   {} {}: {refusal}", refusal.status(), refusal.code())),
+        Some(refusal) => Err(Failed::Not(format!("this request would get {}", refusal.status()))),
     }
 }
 
@@ -55,15 +57,18 @@ struct Lines {
     refusal: Option<Refusal>,
 }
 
-/// An error is about the arguments.
-fn explain(state: &State, args: &Route) -> Result<Lines, String> {
-    let uri: Uri = args.path.parse().map_err(|error| format!("{}: {error}", args.path))?;
+/// An error is about the arguments. `now` is what a key's expiry is read by.
+fn explain(state: &State, args: &Route, now: Timestamp) -> Result<Lines, String> {
+    let uri: Uri = args.path.parse().map_err(|_| format!("`{}` is no path: it begins with `/`", args.path))?;
     let method: Method = args.method.parse().map_err(|error| format!("{}: {error}", args.method))?;
-    let headers = headers(&args.headers)?;
-    let caller = caller(state, args)?;
+    let headers = headers(args)?;
+    let key = key(state, args)?;
     let mut lines = Lines::default();
-    let request = Dry { state, uri: &uri, method: &method, headers: &headers, caller: &caller, args };
-    lines.refusal = request.follow(&mut lines.said).err();
+    let request = Dry { state, uri: &uri, method: &method, headers: &headers, key: &key, now, args };
+    if let Err(refusal) = request.follow(&mut lines.said) {
+        lines.said.push(("refused", format!("{} {}: {refusal}", refusal.status(), refusal.code())));
+        lines.refusal = Some(refusal);
+    }
     Ok(lines)
 }
 
@@ -72,7 +77,8 @@ struct Dry<'d> {
     uri: &'d Uri,
     method: &'d Method,
     headers: &'d HeaderMap,
-    caller: &'d Caller,
+    key: &'d Arc<Key>,
+    now: Timestamp,
     args: &'d Route,
 }
 
@@ -86,53 +92,76 @@ impl Dry<'_> {
             let allow = place.endpoint.allow();
             return Err(Refusal::MethodNotAllowed { method: self.method.to_string(), allow });
         }
-        let unjudged = if self.args.key.is_some() { "" } else { " (no --key: access is not judged)" };
-        said.push(("key", format!("{}, user path {}{unjudged}", self.caller.key.name, self.caller.user_path)));
+        let caller = self.caller(said)?;
         if !place.endpoint.is_forwarded() {
             said.push(("answer", "is made here, no provider is asked".to_owned()));
             return Ok(());
         }
         let named = inspect::named(&place, self.headers, self.uri.query().unwrap_or_default())?;
-        let body = self.args.json.as_deref().unwrap_or_default().as_bytes();
+        let Some(body) = self.args.json.as_deref().map(str::as_bytes) else {
+            said.push(("body", "give one with --json, and the rest is said too".to_owned()));
+            return Ok(());
+        };
         let call = inspect::call(place.endpoint, named, body, &members(body)?)?;
+        self.routed(&caller, &call, said)
+    }
+
+    fn caller(&self, said: &mut Vec<(&'static str, String)>) -> Result<Caller, Refusal> {
+        let caller = authenticate::admit(self.state, self.key, "none", self.headers, self.now).map_err(|denied| {
+            if self.key.disabled {
+                said.push(("key", format!("{} is disabled", self.key.name)));
+            } else if let Some(expires) = self.key.expires.filter(|expires| *expires <= self.now) {
+                said.push(("key", format!("{} has expired on {expires}", self.key.name)));
+            }
+            denied.refusal
+        })?;
+        let unjudged = if self.args.key.is_some() { "" } else { " (no --key)" };
+        said.push(("key", format!("{}, user path {}{unjudged}", caller.key.name, caller.user_path)));
+        Ok(caller)
+    }
+
+    fn routed(
+        &self,
+        caller: &Caller,
+        call: &inspect::Call,
+        said: &mut Vec<(&'static str, String)>,
+    ) -> Result<(), Refusal> {
         let name = self.state.unaliased(&call.model);
-        let alias = if name == call.model { String::new() } else { format!(" is an alias of `{name}`") };
-        said.push(("model", format!("`{}`{alias}", call.model)));
-        let asked = Asked { model: &call.model, provider: call.provider.as_deref(), endpoint: place.endpoint };
-        let plan = route::plan(self.state, self.caller, asked)?;
-        said.push(("access", "allowed".to_owned()));
+        let kind = match () {
+            () if name != call.model => format!(" is an alias of `{name}`"),
+            () if self.state.settings.models.contains_key(name) => " is a model of the config".to_owned(),
+            () if self.state.split(name).is_some() => " names its provider".to_owned(),
+            () => " is no model, no alias, and begins with no provider's name".to_owned(),
+        };
+        said.push(("model", format!("`{}`{kind}", call.model)));
+        let asked = Asked { model: &call.model, provider: call.provider.as_deref(), endpoint: call.endpoint };
+        let plan = route::plan(self.state, caller, asked)?;
+        let judged = if self.args.key.is_some() { "allowed" } else { "not judged without --key" };
+        said.push(("access", judged.to_owned()));
         let base = &plan.provider.base_url;
         let scheme = if base.tls { "https" } else { "http" };
-        said.push((
-            "candidate",
-            format!(
-                "1. {}/{} at {scheme}://{}{}{}",
-                plan.provider.name,
-                plan.provider_model,
-                base.authority(),
-                base.path,
-                plan.path
-            ),
-        ));
+        let (provider, model) = (&plan.provider.name, &plan.provider_model);
+        let url = format!("{scheme}://{}{}{}", base.authority(), base.path, plan.path);
+        said.push(("candidate", format!("1. {provider}/{model} at {url}")));
         call.check(&plan.bounds(self.state))?;
-        let edits = call.edits(&plan.provider_model).len();
-        let rewritten = if edits == 0 { "sent as it is".to_owned() } else { format!("{edits} values replaced in it") };
-        said.push(("body", rewritten));
+        let edits = call.edits(model);
+        let edits: Vec<_> = edits.iter().map(|edit| String::from_utf8_lossy(&edit.with).into_owned()).collect();
+        let body = if edits.is_empty() { "is sent as it is".to_owned() } else { format!("gets {}", edits.join(", ")) };
+        said.push(("body", body));
         Ok(())
     }
 }
 
-fn members(body: &[u8]) -> Result<Vec<crate::wire::json::Member>, Refusal> {
+fn members(body: &[u8]) -> Result<Vec<Member>, Refusal> {
     let mut scanner = Scanner::new();
-    scanner.push(body).and_then(|()| scanner.finish()).map_err(|fault| match fault {
-        Fault::Syntax { reason, at } => Refusal::InvalidJson { reason, at },
-        Fault::DuplicateKey { key } => Refusal::DuplicateKey { key },
-    })
+    scanner.push(body).and_then(|()| scanner.finish()).map_err(Refusal::from)
 }
 
-fn headers(lines: &[String]) -> Result<HeaderMap, String> {
+/// The headers of the arguments, the user path among them.
+fn headers(args: &Route) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
-    for line in lines {
+    let path = args.user_path.iter().map(|path| format!("{}: {path}", authenticate::USER_PATH_ALIAS));
+    for line in args.headers.iter().cloned().chain(path) {
         let (name, value) = line.split_once(':').ok_or_else(|| format!("`{line}` is no header: `name: value`"))?;
         let name: HeaderName = name.trim().parse().map_err(|error| format!("{line}: {error}"))?;
         let value: HeaderValue = value.trim().parse().map_err(|error| format!("{line}: {error}"))?;
@@ -141,26 +170,17 @@ fn headers(lines: &[String]) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-fn caller(state: &State, args: &Route) -> Result<Caller, String> {
-    let key: Arc<Key> = match &args.key {
-        Some(name) => state
-            .settings
-            .keys
+/// The key that was named, or one that may do everything.
+fn key(state: &State, args: &Route) -> Result<Arc<Key>, String> {
+    let keys = &state.settings.keys;
+    match &args.key {
+        Some(name) => keys
             .iter()
             .find(|key| key.name == *name)
             .cloned()
-            .ok_or_else(|| format!("no key of the config is called `{name}`"))?,
-        None => State::new(crate::config::Settings { keys: Vec::new(), ..state.settings.clone() }, true)
-            .anonymous
-            .ok_or("a caller without a key")?,
-    };
-    let user_path = match &args.user_path {
-        None => key.user_path.clone(),
-        Some(path) => crate::config::values::normalise_user_path(path)
-            .filter(|path| crate::state::is_below(path, &key.user_path))
-            .ok_or_else(|| format!("`{path}` is not below the key's own path {}", key.user_path))?,
-    };
-    Ok(Caller { key, user_path, spelling: "none" })
+            .ok_or_else(|| format!("no key of the config is called `{name}`")),
+        None => Ok(Arc::new(Key::anonymous())),
+    }
 }
 
 #[cfg(test)]
@@ -176,40 +196,66 @@ mod tests {
         [keys.few]
         sha256 = "HASH:few"
         allow = ["local/"]
+        user_path = "/team"
+        [keys.old]
+        sha256 = "HASH:old"
+        expires = "2020-01-01T00:00:00Z"
+        [keys.off]
+        sha256 = "HASH:off"
+        disabled = true
     "#;
+    const BODY: &str = r#"{"model":"tts-1","input":"x","voice":"alloy"}"#;
 
-    fn dry(key: Option<&str>, path: &str, json: &str) -> (String, Option<&'static str>) {
+    fn dry(key: Option<&str>, path: &str, json: Option<&str>, header: &[&str]) -> (String, Option<&'static str>) {
         let args = Route {
             config: Config { config: "/nowhere".into() },
             key: key.map(str::to_owned),
             user_path: None,
             method: "POST".to_owned(),
-            headers: vec!["x-aulos-user-path: /x".to_owned()],
-            json: Some(json.to_owned()),
+            headers: header.iter().map(|line| (*line).to_owned()).collect(),
+            json: json.map(str::to_owned),
             path: path.to_owned(),
         };
-        let lines = explain(&testing::state(CONFIG), &args).expect("the arguments are fine");
+        let now = "2026-11-20T12:00:00Z".parse().expect("a time");
+        let lines = explain(&testing::state(CONFIG), &args, now).expect("the arguments are fine");
         let said: Vec<_> = lines.said.iter().map(|(step, what)| format!("{step}: {what}")).collect();
         (said.join("\n"), lines.refusal.map(|refusal| refusal.code()))
     }
 
     #[test]
     fn a_dry_run_says_what_and_why() {
-        let body = r#"{"model":"tts-1","input":"x","voice":"alloy"}"#;
-        let (said, refusal) = dry(None, "/v1/audio/speech", body);
-        assert_eq!(refusal, None);
+        let (said, refusal) = dry(None, "/v1/audio/speech", Some(BODY), &[]);
+        assert_eq!(refusal, None, "{said}");
         for fragment in [
             "endpoint: speech",
-            "access is not judged",
+            "access: not judged without --key",
             "`tts-1` is an alias of `tts-fast`",
             "1. openai/gpt-4o-mini-tts at https://api.openai.com/v1/audio/speech",
-            "1 values replaced",
+            "body: gets \"gpt-4o-mini-tts\"",
         ] {
             assert!(said.contains(fragment), "{fragment} in\n{said}");
         }
-        assert_eq!(dry(Some("few"), "/v1/audio/speech", body).1, Some("model_access_denied"));
-        assert_eq!(dry(None, "/v1/elsewhere", body).1, Some("unknown_url"));
-        assert_eq!(dry(None, "/v1/models", body).1, Some("method_not_allowed"));
-        assert_eq!(dry(None, "/v1/audio/speech", "{").1, Some("invalid_json"));
+        let (said, refusal) = dry(None, "/v1/audio/speech", None, &[]);
+        assert!(refusal.is_none() && said.contains("--json"), "{said}");
+    }
+
+    #[test]
+    fn what_would_be_refused_is_refused() {
+        let speech = "/v1/audio/speech";
+        let elsewhere = Some(r#"{"model":"nothing","input":"x","voice":"a"}"#);
+        for (key, path, json, header, code, why) in [
+            (Some("few"), speech, Some(BODY), &[][..], "model_access_denied", "403"),
+            (Some("few"), speech, Some(BODY), &["x-aulos-user-path: /x"], "invalid_user_path", "not below"),
+            (Some("old"), speech, Some(BODY), &[], "invalid_api_key", "has expired on 2020"),
+            (Some("off"), speech, Some(BODY), &[], "invalid_api_key", "is disabled"),
+            (None, "/v1/elsewhere", Some(BODY), &[], "unknown_url", "base URL"),
+            (None, "/v1/models", Some(BODY), &[], "method_not_allowed", "GET"),
+            (None, speech, Some("{"), &[], "invalid_json", "byte 1"),
+            (None, speech, elsewhere, &[], "model_not_found", "no model, no alias"),
+        ] {
+            let (said, refusal) = dry(key, path, json, header);
+            assert_eq!(refusal, Some(code), "{said}");
+            assert!(said.contains(why), "{why} in\n{said}");
+        }
     }
 }

@@ -124,7 +124,12 @@ fn listener(reader: &Reader<'_>, item: Item, taken: &mut Taken) -> Option<Listen
 
 /// Port 0 asks the system for a free one, so it may stand twice.
 fn claim(reader: &Reader<'_>, addr: SocketAddr, item: &Item, taken: &mut Taken) -> SocketAddr {
-    match taken.iter().find(|(other, _)| *other == addr && addr.port() != 0) {
+    let same = |other: &SocketAddr| {
+        other.port() == addr.port()
+            && addr.port() != 0
+            && (other.ip() == addr.ip() || other.ip().is_unspecified() || addr.ip().is_unspecified())
+    };
+    match taken.iter().find(|(other, _)| same(other)) {
         Some((_, first)) => reader.report(
             Finding::error(item.span(), format!("{} is listened on twice", quote(&addr.to_string())))
                 .second(first.clone(), "first here"),

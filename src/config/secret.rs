@@ -52,6 +52,10 @@ fn source(item: Item) -> Option<Source> {
             let variable = values::variable(text).map(|name| Source::Variable(name.to_owned()));
             match variable {
                 Some(_) => reader.show(item.span()),
+                None if text.starts_with('$') => reader.report(
+                    Finding::error(item.span(), format!("{} names no variable", quote(item.path())))
+                        .help("a variable is written \"${NAME}\""),
+                ),
                 None => reader.report(
                     Finding::error(item.span(), format!("{} holds a key in clear", quote(item.path())))
                         .help(format!("a key does not belong in this file: write {SPELLINGS}")),
@@ -69,7 +73,7 @@ fn source(item: Item) -> Option<Source> {
 /// `{ file = "…" }` or `{ credential = "…" }`, one of them.
 fn pointer(item: Item) -> Option<Source> {
     let reader = item.reader;
-    let neither_nor = item.refuse("one of `file` and `credential`").help(format!("write {SPELLINGS}"));
+    let refused = item.refuse("one of `file` and `credential`").help(format!("write {SPELLINGS}"));
     let mut table = item.section()?;
     let (file, credential) = (table.take("file"), table.take("credential"));
     table.finish();
@@ -84,7 +88,7 @@ fn pointer(item: Item) -> Option<Source> {
                 .parse("the name of a credential", |name| plain(name).then(|| Source::Credential(name.to_owned())))
         }
         _ => {
-            reader.report(neither_nor);
+            reader.report(refused);
             None
         }
     }

@@ -162,13 +162,6 @@ pub enum Selector {
     Name(String),
 }
 
-impl Settings {
-    /// Only what `models` and `aliases` name is served.
-    pub fn closed_models(&self) -> bool {
-        self.server.closed_models
-    }
-}
-
 impl Provider {
     /// `None` where host or key cannot stand in a header.
     pub fn new(
@@ -192,6 +185,21 @@ impl Provider {
             let (host, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
             self.base_url.tls == tls && self.base_url.authority() == host && self.base_url.path == path
         })
+    }
+}
+
+impl Key {
+    /// Whose requests are that bring no key.
+    pub fn anonymous() -> Self {
+        Self {
+            name: "anonymous".to_owned(),
+            hash: KeyHash::of(b""),
+            user_path: "/".to_owned(),
+            workspace: None,
+            allow: None,
+            expires: None,
+            disabled: false,
+        }
     }
 }
 

@@ -196,7 +196,7 @@ impl<'r, 't> Item<'r, 't> {
     pub(super) fn list(self) -> Option<Vec<Self>> {
         let reader = self.reader;
         if !matches!(self.value(), DeValue::Array(_)) {
-            reader.report(self.refuse("a list: `[…]`"));
+            reader.report(self.refuse("a list: `[…]`").help("write it in brackets, even if it is one: `[\"…\"]`"));
         }
         let DeValue::Array(list) = self.value.into_inner() else { return None };
         // A list that was left open has swallowed what follows it: nothing in it is known to be harmless.

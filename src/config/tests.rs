@@ -522,7 +522,8 @@ fn a_key_that_is_not_there_is_an_error_and_no_key_is_ever_shown() {
         ("a", "[{ file = \"empty\", credential = \"x\" }]", "has to be one of `file` and `credential`"),
         ("a", "[\"s3cret\"]", "`providers.a.keys[0]` holds a key in clear"),
         ("a", "[\"s3cret${GONE}\"]", "`providers.a.keys[0]` holds a key in clear"),
-        ("a", "[\"${GONE:-s3cret}\"]", "`providers.a.keys[0]` holds a key in clear"),
+        ("a", "[\"${GONE:-s3cret}\"]", "`providers.a.keys[0]` names no variable"),
+        ("a", "[\"$s3cret\"]", "`providers.a.keys[0]` names no variable"),
         ("a", "[12345678]", "`providers.a.keys[0]` has to be a place where the key is"),
         ("a", "\"s3cret\"", "`providers.a.keys` has to be a list"),
     ] {

@@ -110,7 +110,7 @@ pub(super) fn provider_name(text: &str) -> Option<&str> {
 }
 
 /// Any other name.
-pub(super) fn name(text: &str) -> Option<&str> {
+pub fn name(text: &str) -> Option<&str> {
     (!text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.contains(char::is_control)).then_some(text)
 }
 

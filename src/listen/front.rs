@@ -21,12 +21,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
+use crate::desk::Desk;
 use crate::exchange::Exchange;
-use crate::gateway::{Desk, Gateway};
-use crate::listen::live::live;
-use crate::listen::signals::Connections;
+use crate::gateway::Gateway;
+use crate::listen::live::{live, live_h2};
+use crate::listen::signals::{Connections, Protocol};
 use crate::refusal::Refusal;
-use crate::stage::record::{Client, End, Request};
+use crate::stage::record::{Client, End, PATH_BYTES_MAX, Request};
 use crate::state::State;
 use crate::units::printable;
 use crate::wire::head::{FaultKind, Limits, Reader};
@@ -38,8 +39,6 @@ const FIRST_READ: usize = 4 * 1024;
 /// After a refusal the client is listened to for a moment, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 1 << 20;
-/// Bytes of a path that are recorded.
-pub const PATH_BYTES_MAX: usize = 512;
 
 /// Stands between the listeners and the proxy.
 pub struct Front {
@@ -103,12 +102,16 @@ impl Front {
     fn record(&self, mut exchange: Exchange, refusal: &Refusal, request: Request) {
         exchange.request = request;
         exchange.status = Some(refusal.status());
-        let max = exchange.state.settings.limits.in_flight;
-        let room = self.desk.records.reserve().zip(self.desk.load.enter(max, &self.desk.metrics));
-        let audited = room.is_some() && self.desk.may_audit_a_stranger(Instant::now());
-        if let Some((slot, in_flight)) = room {
-            exchange.begin(slot, Some(in_flight));
-        }
+        let audited = match self.desk.records.reserve() {
+            Some(slot) => {
+                exchange.begin(slot, None);
+                self.desk.may_audit_a_stranger(Instant::now())
+            }
+            None => {
+                self.desk.metrics.unrecorded_refusals.inc();
+                false
+            }
+        };
         exchange.end(End::Refused, Some(refusal.code()), Instant::now(), audited);
     }
 }
@@ -116,13 +119,14 @@ impl Front {
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let _connection = self.connections.enter();
-        let stall = self.state.load().settings.timeouts.idle;
-        let stream = live(stream, stall);
+        let timeouts = self.state.load().settings.timeouts.clone();
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            let _connection = self.connections.enter(Protocol::Http2);
+            let stream = live_h2(stream, timeouts.idle, timeouts.header);
             return self.proxy.process_new(stream, shutdown).await;
         }
-        self.serve(stream, shutdown).await;
+        let _connection = self.connections.enter(Protocol::Http1);
+        self.serve(live(stream, timeouts.idle), shutdown).await;
         None
     }
 

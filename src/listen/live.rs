@@ -20,9 +20,18 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+/// What every HTTP/2 client begins with (RFC 9113 §3.4), in bytes.
+const GREETING_BYTES: usize = 24;
+
 /// Wraps `stream`. `stall`: how long the client may take nothing at all.
 pub fn live(stream: Stream, stall: Duration) -> Stream {
-    Box::new(Live { inner: stream, unflushed: false, stall, stalled: None })
+    Box::new(Live { inner: stream, unflushed: false, stall, stalled: None, greeting: None })
+}
+
+/// The same for HTTP/2, whose client has to begin within `greeting`: Pingora would wait for it without end.
+pub fn live_h2(stream: Stream, stall: Duration, greeting: Duration) -> Stream {
+    let greeting = Some((GREETING_BYTES, Box::pin(sleep(greeting))));
+    Box::new(Live { inner: stream, unflushed: false, stall, stalled: None, greeting })
 }
 
 struct Live {
@@ -32,6 +41,8 @@ struct Live {
     stall: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the greeting that are still to come, and the time they have.
+    greeting: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
 impl std::fmt::Debug for Live {
@@ -56,7 +67,16 @@ impl Live {
 
 impl AsyncRead for Live {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if let Some((missing, timer)) = &mut self.greeting {
+            *missing = missing.saturating_sub(buf.filled().len() - before);
+            if *missing == 0 {
+                self.greeting = None;
+            } else if read.is_pending() && timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the client says nothing")));
+            }
+        }
         if read.is_pending() && self.unflushed && Pin::new(&mut self.inner).poll_flush(cx)?.is_ready() {
             self.unflushed = false;
         }
@@ -168,6 +188,25 @@ mod tests {
             heard = client.read_exact(&mut heard) => { heard.expect("flushed by the reader going idle"); }
         }
         assert_eq!(&heard, b"piece");
+    }
+
+    #[tokio::test]
+    async fn an_http2_client_has_to_begin_in_time() {
+        let (mut server, mut client) = pair(Duration::from_secs(60)).await;
+        let wait = Duration::from_millis(50);
+        server = live_h2(server, wait, wait);
+        client.write_all(b"PRI * HTTP/2.0").await.expect("written");
+        let mut heard = Vec::new();
+        let error = server.read_to_end(&mut heard).await.expect_err("half a greeting is none");
+        assert_eq!((error.kind(), heard.len()), (std::io::ErrorKind::TimedOut, 14));
+        let (mut server, mut client) = pair(Duration::from_secs(60)).await;
+        server = live_h2(server, wait, wait);
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+        let mut greeting = [0; GREETING_BYTES];
+        server.read_exact(&mut greeting).await.expect("whole");
+        tokio::time::sleep(wait * 2).await;
+        client.write_all(b"more").await.expect("written");
+        server.read_exact(&mut greeting[..4]).await.expect("after it there is time");
     }
 
     #[tokio::test]

@@ -20,7 +20,8 @@ use tokio::sync::watch;
 
 use crate::admin::Admin;
 use crate::config::{self, Complaints, Environment, Settings};
-use crate::gateway::{Desk, Gateway};
+use crate::desk::Desk;
+use crate::gateway::Gateway;
 use crate::listen::front::Front;
 use crate::listen::signals::{Actions, Connections, Signals};
 use crate::listen::sockets::Sockets;
@@ -332,7 +333,8 @@ impl<S: Source> pingora_core::server::ShutdownSignalWatch for Deferred<S> {
         let parts = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(Parts { actions, stop, connections }) = parts else { return std::future::pending().await };
         actions.desk.metrics.reload_successful.set(1);
-        match Signals::new(actions, stop, connections) {
+        let load = Arc::clone(&actions.desk.load);
+        match Signals::new(actions, stop, connections, load) {
             Ok(signals) => {
                 ready();
                 signals.recv().await

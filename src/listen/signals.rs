@@ -15,50 +15,88 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{interval, timeout};
 
+use crate::exchange::Load;
+
 /// How often the wall clock is compared with the monotonic one.
 const CLOCK_CHECK: Duration = Duration::from_secs(10);
 /// A difference that is not the clock's slow correction.
 const CLOCK_JUMP: Duration = Duration::from_secs(60);
+/// How long a client of HTTP/2 whose requests have all ended is given to hang up.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// A connection that was accepted just before the end may not be counted yet when the count is zero.
 const SETTLE: Duration = Duration::from_millis(10);
 
 /// The open client connections.
 pub struct Connections {
-    open: AtomicUsize,
+    http1: AtomicUsize,
+    http2: AtomicUsize,
     changed: Notify,
     gauge: IntGauge,
 }
 
+/// What a connection speaks. Over HTTP/1 it is there for as long as its request; over HTTP/2 it may outlive all.
+#[derive(Debug, Clone, Copy)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
 /// One of them.
-pub struct Connection(Arc<Connections>);
+pub struct Connection(Arc<Connections>, Protocol);
 
 impl Connections {
+    /// `gauge` shows how many there are.
     pub fn new(gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(0), changed: Notify::new(), gauge })
+        Arc::new(Self { http1: AtomicUsize::new(0), http2: AtomicUsize::new(0), changed: Notify::new(), gauge })
     }
 
-    pub fn enter(self: &Arc<Self>) -> Connection {
-        self.open.fetch_add(1, Ordering::SeqCst);
+    /// Counts one more, until what is given back is dropped.
+    pub fn enter(self: &Arc<Self>, protocol: Protocol) -> Connection {
+        self.count(protocol).fetch_add(1, Ordering::SeqCst);
         self.gauge.inc();
-        Connection(Arc::clone(self))
+        Connection(Arc::clone(self), protocol)
+    }
+
+    fn count(&self, protocol: Protocol) -> &AtomicUsize {
+        match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::Http2 => &self.http2,
+        }
+    }
+
+    /// How many are open.
+    fn open(&self) -> usize {
+        self.http1.load(Ordering::SeqCst) + self.http2.load(Ordering::SeqCst)
     }
 
     /// Resolves when none is open.
-    async fn none(&self) {
+    async fn none(&self, protocol: Protocol) {
         loop {
             let changed = self.changed.notified();
-            if self.open.load(Ordering::SeqCst) == 0 {
+            if self.count(protocol).load(Ordering::SeqCst) == 0 {
                 return;
             }
             changed.await;
         }
+    }
+
+    /// Resolves when nothing is served any more. A client of HTTP/2 that does not hang up is not waited for long.
+    async fn drained(&self, load: &Load) {
+        loop {
+            self.none(Protocol::Http1).await;
+            if load.now() == 0 {
+                break;
+            }
+            tokio::time::sleep(SETTLE).await;
+        }
+        timeout(GOODBYE, self.none(Protocol::Http2)).await.ok();
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.0.gauge.dec();
-        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+        if self.0.count(self.1).fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.changed.notify_one();
         }
     }
@@ -77,6 +115,7 @@ pub struct Signals<A> {
     actions: A,
     stop: watch::Sender<bool>,
     connections: Arc<Connections>,
+    load: Arc<Load>,
     streams: Mutex<Streams>,
 }
 
@@ -89,14 +128,19 @@ struct Streams {
 
 impl<A: Actions> Signals<A> {
     /// `stop`: told when no new connection is wanted. Must be called on a Tokio runtime.
-    pub fn new(actions: A, stop: watch::Sender<bool>, connections: Arc<Connections>) -> io::Result<Self> {
+    pub fn new(
+        actions: A,
+        stop: watch::Sender<bool>,
+        connections: Arc<Connections>,
+        load: Arc<Load>,
+    ) -> io::Result<Self> {
         let streams = Streams {
             hang_up: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         };
-        Ok(Self { actions, stop, connections, streams: Mutex::new(streams) })
+        Ok(Self { actions, stop, connections, load, streams: Mutex::new(streams) })
     }
 
     async fn until_stopped(&self) {
@@ -142,16 +186,16 @@ impl<A: Actions> ShutdownSignalWatch for Signals<A> {
         log::info!("stopping: running requests have {limit:?}, or until the next signal");
         self.stop.send(true).ok();
         let drained = timeout(limit, async {
-            self.connections.none().await;
+            self.connections.drained(&self.load).await;
             tokio::time::sleep(SETTLE).await;
-            self.connections.none().await;
+            self.connections.drained(&self.load).await;
         });
         let whole = tokio::select! {
             drained = drained => drained.is_ok(),
             () = self.until_stopped() => false,
         };
         if !whole {
-            log::warn!("{} connections are cut", self.connections.open.load(Ordering::SeqCst));
+            log::warn!("{} connections are cut", self.connections.open());
         }
         ShutdownSignal::FastShutdown
     }
@@ -165,12 +209,13 @@ mod tests {
     async fn the_last_connection_ends_the_wait() {
         let gauge = IntGauge::new("g", "g").expect("a gauge");
         let connections = Connections::new(gauge.clone());
-        connections.none().await;
-        let (one, two) = (connections.enter(), connections.enter());
+        let load = Load::default();
+        connections.drained(&load).await;
+        let (one, two) = (connections.enter(Protocol::Http1), connections.enter(Protocol::Http2));
         assert_eq!(gauge.get(), 2);
         let waiting = tokio::spawn({
             let connections = Arc::clone(&connections);
-            async move { connections.none().await }
+            async move { connections.drained(&load).await }
         });
         drop(one);
         tokio::task::yield_now().await;

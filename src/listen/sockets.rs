@@ -20,7 +20,7 @@ impl Sockets {
     pub fn bind(&mut self, addr: SocketAddr) -> io::Result<SocketAddr> {
         let listener = TcpListener::bind(addr).map_err(|error| {
             let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => ": another process listens there",
+                io::ErrorKind::AddrInUse => ": something listens there already",
                 io::ErrorKind::PermissionDenied => ": ports below 1024 need CAP_NET_BIND_SERVICE",
                 _ => "",
             };
@@ -53,6 +53,6 @@ mod tests {
         let addr = sockets.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
         assert_ne!(addr.port(), 0);
         let error = sockets.bind(addr).expect_err("taken").to_string();
-        assert!(error.contains(&addr.to_string()) && error.contains("another process"), "{error}");
+        assert!(error.contains(&addr.to_string()) && error.contains("listens there already"), "{error}");
     }
 }

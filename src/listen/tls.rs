@@ -1,5 +1,6 @@
 //! Certificates that can be changed while they are in use.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,21 +26,22 @@ impl ResolvesServerCert for Current {
 
 /// The certificates of all listeners, in their order; `None` for one in clear text.
 #[derive(Debug, Default)]
-pub struct Certificates(Vec<Option<Arc<Current>>>);
+pub struct Certificates(Vec<(SocketAddr, Option<Arc<Current>>)>);
 
 impl Certificates {
     /// Reads every certificate. An error names the file.
     pub fn load(listeners: &[Listener]) -> Result<Self, String> {
         let current = |tls: &Tls| Ok::<_, String>(Arc::new(Current(ArcSwap::from_pointee(read(tls)?))));
-        let all = listeners.iter().map(|listener| listener.tls.as_ref().map(current).transpose());
-        Ok(Self(all.collect::<Result<_, _>>()?))
+        let all = listeners.iter().map(|listener| Ok((listener.addr, listener.tls.as_ref().map(current).transpose()?)));
+        Ok(Self(all.collect::<Result<_, String>>()?))
     }
 
     /// Reads them again, all before any is changed.
     pub fn reload(&self, listeners: &[Listener]) -> Result<(), String> {
         let mut fresh = Vec::new();
-        for (current, listener) in self.0.iter().zip(listeners) {
-            if let (Some(current), Some(tls)) = (current, &listener.tls) {
+        for ((addr, current), listener) in self.0.iter().zip(listeners) {
+            // The sockets stay as they are: a certificate is read again where its listener still stands in its place.
+            if let (Some(current), Some(tls), true) = (current, &listener.tls, listener.addr == *addr) {
                 fresh.push((current, read(tls)?));
             }
         }
@@ -51,7 +53,7 @@ impl Certificates {
 
     /// What Pingora needs to listen at the listener in this place, if it is encrypted.
     pub fn settings(&self, place: usize, listener: &Listener) -> Result<Option<TlsSettings>, String> {
-        let (Some(tls), Some(Some(current))) = (&listener.tls, self.0.get(place)) else { return Ok(None) };
+        let (Some(tls), Some((_, Some(current)))) = (&listener.tls, self.0.get(place)) else { return Ok(None) };
         let text = |path: &Path| path.display().to_string();
         let mut settings =
             TlsSettings::intermediate(&text(&tls.cert), &text(&tls.key)).map_err(|error| error.to_string())?;
@@ -80,7 +82,6 @@ fn read(tls: &Tls) -> Result<CertifiedKey, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddr;
     use std::path::PathBuf;
 
     fn listener(dir: &Path) -> Listener {
@@ -106,7 +107,7 @@ mod tests {
         issue(&dir);
         let listeners = [listener(&dir)];
         let certificates = Certificates::load(&listeners).expect("loads");
-        let current = || certificates.0[0].as_ref().expect("encrypted").0.load_full();
+        let current = || certificates.0[0].1.as_ref().expect("encrypted").0.load_full();
         let first = current();
         issue(&dir);
         certificates.reload(&listeners).expect("reloads");

@@ -53,19 +53,29 @@ impl From<Refusal> for Denied {
 /// Finds the caller. `now` is the wall clock, which a key's expiry is read by.
 pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Denied> {
     let (key, spelling) = match &state.anonymous {
-        Some(key) => (Arc::clone(key), "none"),
+        Some(key) => (key, "none"),
         None => {
             let (presented, spelling) = credential(headers, query)?;
-            let key = state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?;
-            (Arc::clone(key), spelling)
+            (state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?, spelling)
         }
     };
-    let mut caller = Caller { user_path: key.user_path.clone(), key, spelling };
-    let expired = caller.key.expires.is_some_and(|expires| expires <= now);
-    if expired | caller.key.disabled {
+    admit(state, key, spelling, headers, now)
+}
+
+/// Lets a known key in, if it may come in now, for the path that the headers name.
+pub fn admit(
+    state: &State,
+    key: &Arc<Key>,
+    spelling: &'static str,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Caller, Denied> {
+    let mut caller = Caller { user_path: key.user_path.clone(), key: Arc::clone(key), spelling };
+    let expired = key.expires.is_some_and(|expires| expires <= now);
+    if expired | key.disabled {
         return Err(Denied { refusal: Refusal::InvalidKey, caller: Some(caller) });
     }
-    match user_path(state, headers, &caller.key) {
+    match user_path(state, headers, key) {
         Ok(None) => Ok(caller),
         Ok(Some(path)) => {
             caller.user_path = path;

@@ -11,6 +11,7 @@ use crate::catalog::Entry;
 use crate::config::settings::Model;
 use crate::refusal::{MODEL_BYTES_MAX, Refusal};
 use crate::surface::{Endpoint, Place, query_values};
+use crate::units::printable;
 use crate::wire::json::{self, Kind, Member};
 use crate::wire::splice::Edit;
 
@@ -123,10 +124,11 @@ pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, R
     if by_path {
         model = place.model.clone().map(valid_model).transpose()?;
     }
-    let provider = match headers.get(PROVIDER_HEADER).map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(name)) => Some(name.to_owned()),
-        Some(Err(_)) => return Err(Refusal::InvalidValue { param: "x-aulos-provider", reason: "is not text".into() }),
+    let mut providers = headers.get_all(PROVIDER_HEADER).iter().map(|value| value.to_str());
+    let provider = match (providers.next(), providers.next()) {
+        (None, _) => None,
+        (Some(Ok(name)), None) => Some(name.to_owned()),
+        _ => return Err(Refusal::InvalidValue { param: "x-aulos-provider", reason: "must be one name".into() }),
     };
     Ok(Named { model, provider, by_path })
 }
@@ -134,6 +136,13 @@ pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, R
 /// Reads the members of a body that the scanner has accepted.
 pub fn call(endpoint: Endpoint, named: Named, body: &[u8], members: &[Member]) -> Result<Call, Refusal> {
     let fields = Fields { body, members };
+    // Some providers read names without their case: what they would take for the model or the text stands once.
+    let twin = |member: &&Member| {
+        ["model", "input"].iter().any(|name| member.key != *name && member.key.eq_ignore_ascii_case(name))
+    };
+    if let Some(twin) = members.iter().find(twin) {
+        return Err(Refusal::DuplicateKey { key: printable(twin.key.as_bytes(), MODEL_BYTES_MAX) });
+    }
     let in_body = match members.iter().find(|member| member.key == "model") {
         None => InBody::Absent { insert_at: after_brace(body), alone: members.is_empty() },
         Some(member) if member.kind == Kind::Null => InBody::There { at: member.value.clone(), name: None },
@@ -376,6 +385,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (body, code, param) in [
+            (r#"{"model":"a","Model":"b","input":"hi","voice":"a"}"#, "duplicate_key", Some("Model")),
+            (r#"{"model":"a","INPUT":"hi","voice":"a"}"#, "duplicate_key", Some("INPUT")),
             (r#"{"model":1,"input":"hi","voice":"a"}"#, "invalid_model", Some("model")),
             (r#"{"model":"","input":"hi","voice":"a"}"#, "invalid_model", Some("model")),
             (r#"{"model":"a\u0000b","input":"hi","voice":"a"}"#, "invalid_model", Some("model")),

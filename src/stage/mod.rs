@@ -2,6 +2,7 @@
 //! the stage before gave, and knows nothing of sockets.
 
 pub mod authenticate;
+pub mod h2;
 pub mod inspect;
 pub mod meter;
 pub mod record;

@@ -44,6 +44,8 @@ impl End {
     }
 }
 
+/// Bytes of a path that are recorded.
+pub const PATH_BYTES_MAX: usize = 512;
 /// The version of both records.
 const VERSION: u8 = 1;
 

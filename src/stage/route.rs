@@ -49,7 +49,7 @@ pub fn resolve(state: &State, asked: &str, hint: Option<&str>) -> Option<(String
     let name = state.unaliased(asked);
     let direct = |provider: &Arc<Provider>, model: &str| {
         let route = Route { provider: provider.name.clone(), model: model.to_owned() };
-        (!state.settings.closed_models()).then(|| (format!("{}/{model}", provider.name), route))
+        (!state.settings.server.closed_models).then(|| (format!("{}/{model}", provider.name), route))
     };
     let configured = state.settings.models.get(name);
     let Some(hint) = hint else {
@@ -198,6 +198,15 @@ mod tests {
         ] {
             let got = go(&state, &caller(&state, path, allow), model, None).map(drop);
             assert_eq!(got, want, "{model} for {path} with {allow:?}");
+        }
+        for (allow, hint, want) in [
+            (r#"["tts-fast"]"#, "local", denied),
+            (r#"["tts-1"]"#, "local", denied),
+            (r#"["tts-1"]"#, "openai", Ok(())),
+            (r#"["local/"]"#, "local", Ok(())),
+        ] {
+            let got = go(&state, &caller(&state, "/", Some(allow)), "tts-1", Some(hint)).map(drop);
+            assert_eq!(got, want, "a hint of {hint} is no way around {allow}");
         }
     }
 

@@ -28,6 +28,11 @@ pub struct Origin {
 
 /// Whether a provider's answer may reach the client. Interim heads are judged by [`interim`].
 pub fn accept(answer: &ResponseHeader) -> Result<(), Refusal> {
+    let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
+    // Pingora takes a repeated length for one, and would pass it on as it is.
+    if lengths.next().is_some_and(|length| length.as_bytes().contains(&b',')) || lengths.next().is_some() {
+        return Err(Refusal::UpstreamInvalid);
+    }
     match answer.status.as_u16() {
         401 | 403 => Err(Refusal::ProviderAuth),
         // A redirect is never followed, and its `Location` is none of the client's business.
@@ -48,8 +53,9 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
 
 /// Makes the provider's head into the client's. Like the request's, it is taken apart and put together again.
 pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Origin) {
+    let holds_key = |text: &str| plan.provider.key.as_ref().is_some_and(|key| text.contains(key.expose()));
     let reason = answer.get_reason_phrase().filter(|reason| answer.status.canonical_reason() != Some(reason));
-    let reason = reason.map(str::to_owned);
+    let reason = reason.filter(|reason| !holds_key(reason)).map(str::to_owned);
     let mut parts = take(answer);
     let headers = &mut parts.headers;
     strip(headers);
@@ -292,6 +298,11 @@ mod tests {
         ] {
             let answer = ResponseHeader::build(status, None).expect("a head");
             assert_eq!(accept(&answer).err().map(|refusal| refusal.code()), want, "{status}");
+        }
+        for lengths in [&["5, 5"][..], &["5", "5"]] {
+            let mut answer = ResponseHeader::build(200, None).expect("a head");
+            lengths.iter().for_each(|length| _ = answer.append_header("content-length", *length).expect("a header"));
+            assert_eq!(accept(&answer).err().map(|refusal| refusal.code()), Some("upstream_invalid_response"));
         }
         let interim_of = |status| ResponseHeader::build(status, None).expect("a head");
         assert!(interim(&interim_of(103), 1).is_ok());

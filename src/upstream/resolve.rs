@@ -16,18 +16,27 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// The address of `host`. An error only where the name has never been resolved.
-    pub async fn resolve(&self, host: &str, port: u16, now: Instant) -> std::io::Result<SocketAddr> {
+    /// The address of `host`, waiting at most `patience`. An error only where the name has never been resolved.
+    pub async fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+        patience: Duration,
+        now: Instant,
+    ) -> std::io::Result<SocketAddr> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(SocketAddr::new(ip, port));
         }
         let old = self.known(host, port);
-        if let Some((addr, at)) = old
-            && now.saturating_duration_since(at) < FRESH
-        {
-            return Ok(addr);
+        if let Some((addr, at)) = old {
+            if now.saturating_duration_since(at) < FRESH {
+                return Ok(addr);
+            }
+            // One asks, the others go on with the old one.
+            self.remember(host, port, addr, now);
         }
-        match (tokio::net::lookup_host((host, port)).await, old) {
+        let asked = tokio::time::timeout(patience, tokio::net::lookup_host((host, port))).await;
+        match (asked.map_err(std::io::Error::from).flatten(), old) {
             (Ok(mut addrs), _) => {
                 let addr = addrs.next().ok_or(std::io::ErrorKind::NotFound)?;
                 self.remember(host, port, addr, now);
@@ -35,7 +44,6 @@ impl Resolver {
             }
             (Err(error), Some((addr, _))) => {
                 log::warn!("{host} could not be resolved again, its old address serves: {error}");
-                self.remember(host, port, addr, now);
                 Ok(addr)
             }
             (Err(error), None) => Err(error),
@@ -57,18 +65,20 @@ impl Resolver {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     #[tokio::test]
     async fn an_address_needs_no_resolver_and_a_name_is_asked_for_once() {
         let resolver = Resolver::default();
         let now = Instant::now();
         for (host, want) in [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80")] {
-            assert_eq!(resolver.resolve(host, 80, now).await.expect("an address").to_string(), want);
+            assert_eq!(resolver.resolve(host, 80, PATIENCE, now).await.expect("an address").to_string(), want);
         }
         assert!(resolver.known("127.0.0.1", 80).is_none());
-        let local = resolver.resolve("localhost", 80, now).await.expect("every machine knows it");
+        let local = resolver.resolve("localhost", 80, PATIENCE, now).await.expect("every machine knows it");
         assert!(local.ip().is_loopback() && resolver.known("localhost", 80) == Some((local, now)));
         let later = now + FRESH;
-        resolver.resolve("localhost", 80, later).await.expect("resolves again");
+        resolver.resolve("localhost", 80, PATIENCE, later).await.expect("resolves again");
         assert_eq!(resolver.known("localhost", 80).map(|(_, at)| at), Some(later));
     }
 
@@ -76,9 +86,14 @@ mod tests {
     async fn an_old_address_serves_when_the_resolver_fails() {
         let resolver = Resolver::default();
         let now = Instant::now();
-        assert!(resolver.resolve("no-such-host.invalid", 80, now).await.is_err());
+        assert!(resolver.resolve("no-such-host.invalid", 80, PATIENCE, now).await.is_err());
         let old = "127.0.0.9:80".parse().expect("an address");
         resolver.remember("no-such-host.invalid", 80, old, now);
-        assert_eq!(resolver.resolve("no-such-host.invalid", 80, now + FRESH).await.expect("the old one"), old);
+        let later = now + FRESH;
+        let again = resolver.resolve("no-such-host.invalid", 80, PATIENCE, later).await;
+        assert_eq!(again.expect("the old one"), old);
+        resolver.remember("no-such-host.invalid", 80, old, now);
+        let mute = resolver.resolve("no-such-host.invalid", 80, Duration::ZERO, later).await;
+        assert_eq!(mute.expect("the old one, where nobody answers in time"), old);
     }
 }

@@ -92,7 +92,7 @@ async fn openai_node_gets_what_it_asks_for() {
     let script = stage.gateway.dir.join("checks.mjs");
     std::fs::copy(clients_dir().join("checks.mjs"), &script).expect("copied");
     std::os::unix::fs::symlink(modules, stage.gateway.dir.join("node_modules")).expect("linked");
-    let mut command = Command::new("node");
+    let mut command = Command::new(node());
     command.arg(script);
     stage.perform(command, NODE_CHECKS).await;
     stage.asked(&[("plain many 19", 1), ("short whole", 1)]);
@@ -107,6 +107,13 @@ fn clients_dir() -> PathBuf {
 fn installed(what: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients").join(what);
     assert!(path.join("stamp").exists(), "{what} is not installed: run `make test`, or `tests/clients/install`");
+    path
+}
+
+/// The system's, or one of its own where that is too old: `tests/clients/install` has chosen.
+fn node() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients/node-bin");
+    assert!(path.exists(), "there is no node: run `make test`, or `tests/clients/install`");
     path
 }
 

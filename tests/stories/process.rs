@@ -536,7 +536,7 @@ async fn what_keeps_it_from_starting_is_said_at_once() {
         (
             "the port is taken",
             format!("[server]\nlisten = [\"{taken}\"]\nadmin = false\n{state}\n{keys}"),
-            &["cannot listen on", &taken, "another process listens there"],
+            &["cannot listen on", &taken, "something listens there already"],
         ),
         (
             "the admin's port is taken",
@@ -646,8 +646,8 @@ async fn a_made_key_is_shown_once_and_serves() {
         (key, 0, "`mobile`, valid, user path /team/mobile"),
         ("key 0", 1, "the key is disabled"),
         ("key 1", 1, "the key is expired"),
-        ("key 2", 1, "no key of the config"),
-        ("", 1, "no key of the config"),
+        ("key 2", 1, "this is no key of aulos.toml"),
+        ("", 1, "this is no key of aulos.toml"),
     ] {
         let output = run(&dir, &["keys", "check", "--config", "aulos.toml"], &format!("{given}\n")).await;
         let said = text(&output.stdout) + &text(&output.stderr);
@@ -669,7 +669,7 @@ async fn route_says_what_would_become_of_a_request() {
         (&["--json", &body, "--key", "few"], 1, "403 model_access_denied"),
         (&["--json", "{"], 1, "400 invalid_json"),
         (&["-X", "GET", "/v1/models"], 0, "is made here"),
-        (&["--key", "nobody"], 1, "no key of the config is called `nobody`"),
+        (&["--key", "nobody"], 2, "no key of the config is called `nobody`"),
     ];
     for (args, code, want) in rows {
         let args = [&["route", "--config", "aulos.toml"], args].concat();

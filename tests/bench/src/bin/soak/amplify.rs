@@ -1,4 +1,4 @@
-//! F15: no request costs more than a hundred plain ones, or a hundred times its bytes of memory; and reading JSON
+//! No request costs more than a hundred plain ones, or a hundred times its bytes of memory; and reading JSON
 //! takes time in proportion to its length, whatever its shape.
 
 use crate::finding::Finding;
@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-const FIGURE: &str = "F15";
+const FIGURE: &str = "dear";
 const CPU_RATIO_MAX: f64 = 100.0;
 const MEMORY_RATIO_MAX: f64 = 100.0;
 /// Proportional is 1, quadratic is 4.

@@ -1,4 +1,4 @@
-//! F13, in part: what a client costs that was served once and is kept, and whether a second wave of them costs
+//! What a client costs that was served once and is kept, and whether a second wave of them costs
 //! more than the first. (Resident memory is not given back at once, so waves are compared, not with zero.)
 
 use crate::finding::Finding;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep};
 
-const FIGURE: &str = "F13";
+const FIGURE: &str = "idle";
 const CLIENTS: usize = 10_000;
 /// Files that are open anyway, on either side.
 const FILES_SPARE: usize = 500;

@@ -1,9 +1,9 @@
-//! `make soak`: what only shows under pressure or after a while. Idle clients (F13), slow heads (F14), dear
-//! requests (F15), a minute of mixed traffic of which a third is broken (F24). By hand, on loopback, a few
-//! minutes; a table with a target in each row, and exit code 1 if one was missed.
+//! `make soak`: what only shows under pressure or after a while. Idle clients, slow heads, dear requests, a
+//! minute of mixed traffic of which a third is broken. By hand, on loopback, a few minutes; a table with a target
+//! in each row, and exit code 1 if one was missed.
 //!
 //! ```text
-//! soak [--bare] [f13] [f14] [f15] [f24]      no figure named: all of them
+//! soak [--bare] [idle] [slow-heads] [dear] [mixed]      no figure named: all of them
 //! ```
 //!
 //! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds.
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const SOAK_MAX: Duration = Duration::from_secs(300);
-const FIGURES: [&str; 4] = ["f13", "f14", "f15", "f24"];
+const FIGURES: [&str; 4] = ["idle", "slow-heads", "dear", "mixed"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -66,9 +66,9 @@ async fn soak(kind: Kind, figures: Vec<&str>) -> io::Result<bool> {
         // Each figure has a process of its own: none starts with what another has left behind.
         let contender = Contender::start(kind, &rig).await?;
         findings.extend(match figure {
-            "f13" => idle::run(&contender, files_max).await?,
-            "f14" => slow_heads::run(&contender).await?,
-            "f15" => amplify::run(&contender).await?,
+            "idle" => idle::run(&contender, files_max).await?,
+            "slow-heads" => slow_heads::run(&contender).await?,
+            "dear" => amplify::run(&contender).await?,
             _ => mixed::run(&contender, &rig).await?,
         });
     }

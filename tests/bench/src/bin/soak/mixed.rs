@@ -1,4 +1,4 @@
-//! F24: a minute of mixed traffic, 30 % of it faulty. Memory stands still once it is warm, and when all have gone
+//! A minute of mixed traffic, 30 % of it faulty. Memory stands still once it is warm, and when all have gone
 //! the process holds what it held before: files, threads, and by its own count no request, connection or record.
 
 use crate::finding::Finding;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-const FIGURE: &str = "F24";
+const FIGURE: &str = "mixed";
 const VISITORS: u8 = 32;
 const FAULTY_PERCENT: u64 = 30;
 const LENGTH: Duration = Duration::from_secs(60);

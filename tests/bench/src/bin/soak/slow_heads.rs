@@ -1,4 +1,4 @@
-//! F14: five hundred clients that send their request heads a byte at a time and never end them. Nobody else
+//! Five hundred clients that send their request heads a byte at a time and never end them. Nobody else
 //! notices, and each is sent away when its ten seconds are over.
 //!
 //! Half a thousand timers and writes cost the load's own core something too. So for comparison the same clients
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-const FIGURE: &str = "F14";
+const FIGURE: &str = "slow-heads";
 const SLOW: usize = 500;
 const BYTE_EVERY: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(14);
@@ -37,7 +37,7 @@ pub(crate) async fn run(contender: &Contender) -> io::Result<Vec<Finding>> {
     let (mut calm, mut crowded, mut left) = (Vec::new(), Vec::new(), Vec::new());
     let nobody = Nobody::listen().await?;
     for round in 0..ROUNDS {
-        eprintln!("f14, round {} of {ROUNDS}", round + 1);
+        eprintln!("slow-heads, round {} of {ROUNDS}", round + 1);
         let elsewhere = slow_heads(nobody.address);
         calm.push(healthy(contender).await?);
         drop(elsewhere);

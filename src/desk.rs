@@ -1,0 +1,106 @@
+//! What all requests share, whatever the config says: room for records, the load, metrics, names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use pingora_core::server::ShutdownWatch;
+use uuid::Uuid;
+
+use crate::answer::Answer;
+use crate::exchange::Load;
+use crate::metrics::Metrics;
+use crate::records::Records;
+use crate::state::State;
+use crate::upstream::resolve::Resolver;
+
+/// Audit records a second of requests whose credential was refused. The rest is counted.
+const STRANGERS_A_SECOND: u64 = 10;
+
+/// What all requests share, whatever the config says.
+pub struct Desk {
+    pub records: Arc<Records>,
+    pub load: Arc<Load>,
+    pub metrics: Arc<Metrics>,
+    pub resolver: Resolver,
+    began: Instant,
+    /// The second that is being counted, and how many strangers were recorded in it.
+    strangers: AtomicU64,
+}
+
+impl Desk {
+    pub fn new(records: Arc<Records>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            records,
+            load: Arc::default(),
+            metrics,
+            resolver: Resolver::default(),
+            began: Instant::now(),
+            strangers: AtomicU64::new(0),
+        }
+    }
+
+    /// A new request's id: unique, and in the order of time.
+    pub fn id(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
+    /// The wall clock, in microseconds as records show it.
+    pub fn now(&self) -> Timestamp {
+        let now = Timestamp::now();
+        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Whether one more request without a valid credential is written down.
+    pub fn may_audit_a_stranger(&self, now: Instant) -> bool {
+        const COUNT_BITS: u32 = 16;
+        let second = now.saturating_duration_since(self.began).as_secs() << COUNT_BITS;
+        let count = self.strangers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+            let same = last >> COUNT_BITS == second >> COUNT_BITS;
+            let count = if same { last & ((1 << COUNT_BITS) - 1) } else { 0 };
+            (count < STRANGERS_A_SECOND).then_some(second | (count + 1))
+        });
+        if count.is_err() {
+            self.metrics.unrecorded_refusals.inc();
+        }
+        count.is_ok()
+    }
+
+    /// Whether requests would be served.
+    pub fn ready(&self, state: &State, stopping: &ShutdownWatch) -> Answer {
+        let routes = !state.settings.providers.is_empty();
+        let callers = state.anonymous.is_some() || !state.settings.keys.is_empty();
+        Answer::ready(&[
+            ("accepting", !*stopping.borrow()),
+            ("callers", callers),
+            ("providers", routes),
+            ("records", self.records.writable()),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn strangers_are_written_down_only_so_often() {
+        let dir = std::env::temp_dir().join(format!("aulos-strangers-{}", std::process::id()));
+        let (records, writer) = Records::open(&dir, 1).expect("opens");
+        let desk = Desk::new(records, Arc::new(Metrics::new().expect("registers")));
+        let start = desk.began;
+        let written = |at: Instant| (0..1000).filter(|_| desk.may_audit_a_stranger(at)).count() as u64;
+        assert_eq!(written(start), STRANGERS_A_SECOND);
+        assert_eq!(written(start + Duration::from_millis(900)), 0);
+        assert_eq!(written(start + Duration::from_secs(1)), STRANGERS_A_SECOND);
+        assert_eq!(desk.metrics.unrecorded_refusals.get(), 3000 - 2 * STRANGERS_A_SECOND);
+        writer.close();
+        std::fs::remove_dir_all(dir).ok();
+    }
+}

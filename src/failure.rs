@@ -1,0 +1,126 @@
+//! What Pingora's errors mean here: what the client is told, what the records say, what may be tried again.
+
+use pingora_core::{Error, ErrorSource, ErrorType};
+
+use crate::exchange::{Admitted, Exchange, Progress};
+use crate::refusal::Refusal;
+use crate::stage::record::End;
+
+/// A refusal on its way through Pingora; [`root`] finds it again.
+pub fn refused(refusal: Refusal) -> Box<Error> {
+    Error::because(ErrorType::HTTPStatus(refusal.status()), "refused", refusal).into_up()
+}
+
+pub fn internal() -> Box<Error> {
+    refused(Refusal::Internal)
+}
+
+pub fn root(error: &Error) -> Option<&Refusal> {
+    error.root_cause().downcast_ref::<Refusal>()
+}
+
+/// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
+/// same, and says only in the error's words how much it had read.
+pub fn heard_something(error: &Error) -> bool {
+    let words = error.context.as_ref().map(|context| context.as_str()).unwrap_or_default();
+    words.split_once("bytes already read: ").is_some_and(|(_, read)| read.trim() != "0")
+}
+
+/// What the client is told. `None`: it is gone.
+pub fn told(error: &Error) -> Option<Refusal> {
+    if let Some(refusal) = root(error) {
+        return Some(refusal.clone());
+    }
+    match error.esource() {
+        ErrorSource::Downstream => None,
+        ErrorSource::Upstream => Some(match error.etype() {
+            ErrorType::ConnectTimedout
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout
+            | ErrorType::TLSHandshakeTimedout => Refusal::UpstreamTimeout,
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => Refusal::UpstreamTls,
+            ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => Refusal::UpstreamInvalid,
+            _ => Refusal::UpstreamUnavailable,
+        }),
+        ErrorSource::Internal | ErrorSource::Unset => Some(Refusal::Internal),
+    }
+}
+
+/// Why an attempt failed, as a label.
+pub fn reason(error: &Error) -> &'static str {
+    if let Some(refusal) = root(error) {
+        return refusal.code();
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout => "connect_timeout",
+        ErrorType::ConnectRefused => "connect_refused",
+        ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::ConnectProxyFailure => "connect",
+        ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout | ErrorType::InvalidCert => "tls",
+        ErrorType::ReadTimedout => "read_timeout",
+        ErrorType::WriteTimedout => "write_timeout",
+        ErrorType::ConnectionClosed => "closed",
+        ErrorType::InvalidHTTPHeader => "invalid_answer",
+        _ => "broken",
+    }
+}
+
+/// How a request ended, and what went wrong.
+pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, Option<&'static str>) {
+    if let Progress::Refused(refusal) = &exchange.progress {
+        return (End::Refused, Some(refusal.code()));
+    }
+    let Some(error) = error else { return (End::Complete, None) };
+    let refusal = root(error);
+    if refusal == Some(&Refusal::UpstreamTimeout) {
+        return (End::Timeout, Some("upstream_timeout"));
+    }
+    if *error.esource() == ErrorSource::Downstream {
+        // Clients hang up on the last event, and do not wait for the end of the answer behind it.
+        let heard_all = exchange.admitted().is_some_and(Admitted::heard_all);
+        if heard_all {
+            return (End::Complete, None);
+        }
+        return (End::ClientGone, Some("client_gone"));
+    }
+    let told = told(error);
+    let code = told.as_ref().map(Refusal::code);
+    match (begun, told) {
+        (true, _) => (End::UpstreamBroken, code),
+        (false, Some(Refusal::UpstreamTimeout)) => (End::Timeout, code),
+        (false, _) => (End::UpstreamFailed, code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_much_was_heard_is_read_from_pingoras_words() {
+        let said = |words: &str| Error::explain(ErrorType::ConnectionClosed, words.to_owned());
+        for (words, want) in [
+            ("while reading response headers, bytes already read: 0", false),
+            ("while reading response headers, bytes already read: 17", true),
+            ("something else", false),
+        ] {
+            assert_eq!(heard_something(&said(words)), want, "{words}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_is_told_follows_from_what_broke() {
+        let up = |kind| Error::explain(kind, "x").into_up();
+        for (error, want) in [
+            (up(ErrorType::ConnectRefused), Some("upstream_unavailable")),
+            (up(ErrorType::ConnectTimedout), Some("upstream_timeout")),
+            (up(ErrorType::TLSHandshakeFailure), Some("upstream_tls")),
+            (up(ErrorType::InvalidHTTPHeader), Some("upstream_invalid_response")),
+            (refused(Refusal::ProviderAuth), Some("provider_auth")),
+            (refused(Refusal::UpstreamTimeout).into_down(), Some("upstream_timeout")),
+            (Error::explain(ErrorType::ConnectionClosed, "x").into_down(), None),
+            (Error::explain(ErrorType::InternalError, "x").into_in(), Some("internal_error")),
+        ] {
+            assert_eq!(told(&error).map(|refusal| refusal.code()), want, "{error}");
+        }
+    }
+}

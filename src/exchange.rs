@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OTHER};
-use crate::records::{Line, Slot};
+use crate::records::Slot;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
 use crate::stage::inspect::{Call, Task};
@@ -175,14 +175,13 @@ impl Exchange {
         let outcome = self.outcome(end, now);
         self.measure(end, &outcome);
         let Some(slot) = self.slot.take() else { return };
-        let usage: Option<Box<dyn Line>> = self.served().map(|served| Box::new(record::usage(served, &outcome)) as _);
+        let usage = self.served().map(|served| record::usage(served, &outcome));
         let audit = audited.then(|| {
-            let caller = self.caller.as_ref().map(|caller| (caller.key.name.clone(), caller.spelling));
-            let attempts = self.admitted().map(|a| a.attempts.iter().map(|a| a.log.clone()).collect());
-            let request = std::mem::take(&mut self.request);
-            Box::new(record::audit(request, caller, &outcome, error, attempts.unwrap_or_default())) as Box<dyn Line>
+            let caller = self.caller.as_ref().map(|caller| (caller.key.name.as_str(), caller.spelling));
+            let attempts = self.admitted().map(|a| a.attempts.iter().map(|attempt| &attempt.log).collect());
+            record::audit(&self.request, caller, &outcome, error, attempts.unwrap_or_default())
         });
-        slot.write(usage, audit);
+        slot.write(usage.as_ref(), audit.as_ref());
     }
 
     fn outcome(&self, end: End, now: Instant) -> Outcome {
@@ -200,7 +199,7 @@ impl Exchange {
     }
 
     /// A usage record is owed for what was forwarded, and nothing else.
-    fn served(&self) -> Option<Served> {
+    fn served(&self) -> Option<Served<'_>> {
         let (admitted, caller) = (self.admitted()?, self.caller.as_ref()?);
         if admitted.attempts.is_empty() {
             return None;
@@ -210,14 +209,14 @@ impl Exchange {
             Task::Chat(chat) => (None, chat.format.as_deref().map(short)),
         };
         Some(Served {
-            key: caller.key.name.clone(),
-            user_path: caller.user_path.clone(),
-            workspace: caller.key.workspace.clone(),
+            key: &caller.key.name,
+            user_path: &caller.user_path,
+            workspace: caller.key.workspace.as_deref(),
             op: admitted.call.endpoint.op(),
-            model_asked: admitted.call.model.clone(),
-            model: admitted.plan.model.clone(),
-            provider: admitted.plan.provider.name.clone(),
-            provider_model: admitted.plan.provider_model.clone(),
+            model_asked: &admitted.call.model,
+            model: &admitted.plan.model,
+            provider: &admitted.plan.provider.name,
+            provider_model: &admitted.plan.provider_model,
             input_chars,
             format,
             stream: admitted.call.stream(),

@@ -8,84 +8,53 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Records that may wait for the writer, over and above the requests in flight.
-const QUEUE_MAX: usize = 16_384;
+/// Requests whose records may wait for the writer, over and above those in flight.
+const WAITING_MAX: usize = 16_384;
 /// How long the writer gathers records before it writes them. It bounds the wake-ups, not the order.
 const GATHER: Duration = Duration::from_millis(2);
 /// How long the writer waits before it tries a refusing disk again.
 const RETRY: Duration = Duration::from_millis(250);
 /// How often a refusing disk is tried again once the gateway is stopping.
-const LAST_TRIES: usize = 8;
-/// Records written at once.
-const BATCH_MAX: usize = 1024;
+const LAST_TRIES_MAX: usize = 8;
 
-/// One line for one of the two files.
-pub trait Line: Send {
-    /// Appends the line, with its newline.
-    fn append(&self, to: &mut Vec<u8>);
-}
+/// The way in, safe from any thread.
+pub struct Records(Arc<Shared>);
 
-impl<T: Serialize + Send> Line for T {
-    fn append(&self, to: &mut Vec<u8>) {
-        let start = to.len();
-        if let Err(error) = serde_json::to_writer(&mut *to, self) {
-            // Only a type that refuses to be serialised gets here, and the records have none.
-            log::error!("a record could not be serialised: {error}");
-            to.truncate(start);
-            return;
-        }
-        to.push(b'\n');
-    }
-}
-
-enum Message {
-    Record { usage: Option<Box<dyn Line>>, audit: Option<Box<dyn Line>>, _slot: Held },
-    Reopen,
-    Close,
-}
-
-/// The way in: cheap to clone, safe from any thread.
-pub struct Records {
-    queue: Sender<Message>,
-    room: Arc<Room>,
-}
-
-struct Room {
+struct Shared {
+    pending: Mutex<Pending>,
+    /// Told when there is something to do and the writer may be asleep.
+    wake: Condvar,
+    /// Requests that hold room.
     taken: AtomicUsize,
     max: usize,
     /// False while the disk refuses.
     writable: AtomicBool,
-    /// The gateway ends: the disk is not waited for without end.
-    closing: AtomicBool,
+}
+
+/// What the writer is to do next. Its two buffers are swapped with the writer's, so that neither is ever copied.
+#[derive(Default)]
+struct Pending {
+    usage: Vec<u8>,
+    audit: Vec<u8>,
+    /// Requests whose records are in them.
+    requests: usize,
+    reopen: bool,
+    close: bool,
 }
 
 /// Room for the records of one request. Dropped unused, it gives the room back.
-pub struct Slot {
-    queue: Sender<Message>,
-    room: Arc<Room>,
-    held: Held,
-}
-
-struct Held(Arc<Room>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+pub struct Slot(Option<Arc<Shared>>);
 
 /// The writer's thread; joined at the end.
 pub struct Writer {
-    queue: Sender<Message>,
-    room: Arc<Room>,
+    shared: Arc<Shared>,
     thread: JoinHandle<usize>,
 }
 
@@ -94,71 +63,65 @@ impl Records {
     pub fn open(dir: &Path, in_flight_max: usize) -> io::Result<(Arc<Self>, Writer)> {
         // Records say who did what from where: they are the service's own.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let files =
+        let mut files =
             Files { usage: Appender::open(dir.join("usage.jsonl"))?, audit: Appender::open(dir.join("audit.jsonl"))? };
-        let (queue, messages) = mpsc::channel();
-        let room = Arc::new(Room {
-            taken: AtomicUsize::new(0),
-            max: QUEUE_MAX + in_flight_max,
-            writable: AtomicBool::new(true),
-            closing: AtomicBool::new(false),
-        });
-        let writing = Arc::clone(&room);
+        let shared = Arc::new(Shared::new(WAITING_MAX + in_flight_max));
+        let writing = Arc::clone(&shared);
         let thread =
-            std::thread::Builder::new().name("records".to_owned()).spawn(move || write(&messages, files, &writing))?;
-        Ok((Arc::new(Self { queue: queue.clone(), room: Arc::clone(&room) }), Writer { queue, room, thread }))
+            std::thread::Builder::new().name("records".to_owned()).spawn(move || write(&writing, &mut files))?;
+        Ok((Arc::new(Self(Arc::clone(&shared))), Writer { shared, thread }))
     }
 
     /// Takes room for one request's records. `None`: there is none, or the disk refuses; serve nothing.
     pub fn reserve(&self) -> Option<Slot> {
-        if !self.room.writable.load(Ordering::Relaxed) {
+        if !self.0.writable.load(Ordering::Relaxed) {
             return None;
         }
-        let taken = self.room.taken.fetch_add(1, Ordering::Relaxed);
-        let held = Held(Arc::clone(&self.room));
-        (taken < self.room.max).then(|| Slot { queue: self.queue.clone(), room: Arc::clone(&self.room), held })
+        let taken = self.0.taken.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(Some(Arc::clone(&self.0)));
+        (taken < self.0.max).then_some(slot)
     }
 
     /// Whether records can be written now.
     pub fn writable(&self) -> bool {
-        self.room.writable.load(Ordering::Relaxed) && self.room.taken.load(Ordering::Relaxed) < self.room.max
+        self.0.writable.load(Ordering::Relaxed) && self.waiting() < self.0.max
     }
 
     /// Requests whose records are not on disk yet, those in flight included.
     pub fn waiting(&self) -> usize {
-        self.room.taken.load(Ordering::Relaxed)
+        self.0.taken.load(Ordering::Relaxed)
     }
 
     /// Closes both files and opens them again under their names: what a log rotation needs.
     pub fn reopen(&self) {
-        self.send(Message::Reopen);
-    }
-
-    fn send(&self, message: Message) {
-        if self.queue.send(message).is_err() {
-            log::error!("the records' writer is gone");
-        }
+        self.0.tell(|pending| pending.reopen = true);
     }
 }
 
 impl Slot {
     /// Hands the records of one request over. The room is given back when they are on disk.
-    pub fn write(self, usage: Option<Box<dyn Line>>, audit: Option<Box<dyn Line>>) {
-        let message = Message::Record { usage, audit, _slot: self.held };
-        if self.queue.send(message).is_err() {
-            log::error!("the records' writer is gone: a record is lost");
-            self.room.writable.store(false, Ordering::Relaxed);
+    pub fn write(mut self, usage: Option<&impl Serialize>, audit: Option<&impl Serialize>) {
+        let Some(shared) = self.0.take() else { return };
+        shared.tell(|pending| {
+            usage.iter().for_each(|record| append(&mut pending.usage, record));
+            audit.iter().for_each(|record| append(&mut pending.audit, record));
+            pending.requests += 1;
+        });
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.taken.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
 impl Writer {
-    /// Writes what is waiting, syncs and ends. Gives the number of records that could not be written.
+    /// Writes what is waiting, syncs and ends. Gives the number of requests whose records could not be written.
     pub fn close(self) -> usize {
-        self.room.closing.store(true, Ordering::Relaxed);
-        if self.queue.send(Message::Close).is_err() {
-            log::error!("the records' writer was already gone");
-        }
+        self.shared.tell(|pending| pending.close = true);
         self.thread.join().unwrap_or_else(|_| {
             log::error!("the records' writer panicked");
             1
@@ -166,75 +129,135 @@ impl Writer {
     }
 }
 
+impl Shared {
+    fn new(max: usize) -> Self {
+        Self {
+            pending: Mutex::default(),
+            wake: Condvar::new(),
+            taken: AtomicUsize::new(0),
+            max,
+            writable: AtomicBool::new(true),
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Pending)) {
+        let mut pending = self.pending();
+        let asleep = !pending.is_due();
+        what(&mut pending);
+        drop(pending);
+        if asleep {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn due(&self) {
+        let mut pending = self.pending();
+        while !pending.is_due() {
+            pending = self.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Pending {
+    fn is_due(&self) -> bool {
+        self.requests > 0 || self.reopen || self.close
+    }
+}
+
+/// One line, with its newline.
+fn append(to: &mut Vec<u8>, record: &impl Serialize) {
+    let start = to.len();
+    if let Err(error) = serde_json::to_writer(&mut *to, record) {
+        // Only a type that refuses to be serialised gets here, and the records have none.
+        log::error!("a record could not be serialised: {error}");
+        to.truncate(start);
+        return;
+    }
+    to.push(b'\n');
+}
+
 struct Files {
     usage: Appender,
     audit: Appender,
 }
 
-/// The writer's life: gather, write, give the room back; until it is told to close.
-fn write(messages: &Receiver<Message>, mut files: Files, room: &Room) -> usize {
-    let mut closing = false;
-    while !closing {
-        let Ok(first) = messages.recv() else { break };
+/// The writer's life: gather, write, give the room back; until it is told to close. Gives what it could not write.
+fn write(shared: &Shared, files: &mut Files) -> usize {
+    loop {
+        shared.due();
         std::thread::sleep(GATHER);
-        let mut held = Vec::new();
-        let mut reopen = false;
-        for message in std::iter::once(first).chain(messages.try_iter()) {
-            match message {
-                Message::Record { usage, audit, _slot } => {
-                    usage.iter().for_each(|line| line.append(&mut files.usage.pending));
-                    audit.iter().for_each(|line| line.append(&mut files.audit.pending));
-                    held.push(_slot);
-                }
-                Message::Reopen => reopen = true,
-                Message::Close => closing = true,
-            }
-            if held.len() >= BATCH_MAX {
-                break;
-            }
+        let (requests, reopen, close) = {
+            let mut pending = shared.pending();
+            std::mem::swap(&mut pending.usage, &mut files.usage.pending);
+            std::mem::swap(&mut pending.audit, &mut files.audit.pending);
+            (std::mem::take(&mut pending.requests), std::mem::take(&mut pending.reopen), pending.close)
+        };
+        if !flush(files, shared) {
+            return requests + shared.pending().requests;
         }
-        if !flush(&mut files, room) {
-            let waiting = messages.try_iter().filter(|message| matches!(message, Message::Record { .. })).count();
-            return held.len() + waiting;
-        }
-        drop(held);
+        shared.taken.fetch_sub(requests, Ordering::Relaxed);
         if reopen {
-            for appender in [&mut files.usage, &mut files.audit] {
-                if let Err(error) = appender.reopen() {
-                    log::error!("{} was not reopened, the old file goes on: {error}", appender.path.display());
-                }
-            }
+            files.reopen();
+        }
+        if close && shared.pending().requests == 0 {
+            files.sync();
+            return 0;
         }
     }
-    for appender in [&files.usage, &files.audit] {
-        if let Err(error) = appender.file.sync_all() {
-            log::error!("{} was not synced: {error}", appender.path.display());
-        }
-    }
-    0
 }
 
 /// Writes both files, and goes on trying while the disk refuses. False: given up, because the gateway ends.
-fn flush(files: &mut Files, room: &Room) -> bool {
+fn flush(files: &mut Files, shared: &Shared) -> bool {
     let mut tries = 0;
     loop {
         match files.usage.flush().and_then(|()| files.audit.flush()) {
             Ok(()) => {
-                if !room.writable.swap(true, Ordering::Relaxed) {
+                if !shared.writable.swap(true, Ordering::Relaxed) {
                     log::warn!("records can be written again");
                 }
                 return true;
             }
             Err(error) => {
-                if room.writable.swap(false, Ordering::Relaxed) {
+                if shared.writable.swap(false, Ordering::Relaxed) {
                     log::error!("records cannot be written, requests are refused until they can: {error}");
                 }
-                tries += usize::from(room.closing.load(Ordering::Relaxed));
-                if tries >= LAST_TRIES {
+                let (reopen, close) = {
+                    let mut pending = shared.pending();
+                    (std::mem::take(&mut pending.reopen), pending.close)
+                };
+                tries += usize::from(close);
+                if tries >= LAST_TRIES_MAX {
                     log::error!("records are lost: {error}");
                     return false;
                 }
                 std::thread::sleep(RETRY);
+                if reopen {
+                    // The files may have been moved to where there is room.
+                    files.reopen();
+                }
+            }
+        }
+    }
+}
+
+impl Files {
+    fn reopen(&mut self) {
+        for appender in [&mut self.usage, &mut self.audit] {
+            if let Err(error) = appender.reopen() {
+                log::error!("{} was not reopened, the old file goes on: {error}", appender.path.display());
+            }
+        }
+    }
+
+    fn sync(&self) {
+        for appender in [&self.usage, &self.audit] {
+            if let Err(error) = appender.file.sync_all() {
+                log::error!("{} was not synced: {error}", appender.path.display());
             }
         }
     }
@@ -321,17 +344,14 @@ mod tests {
         dir
     }
 
-    fn line(text: &str) -> Option<Box<dyn Line>> {
-        Some(Box::new(text.to_owned()))
-    }
-
     #[test]
     fn records_are_on_disk_in_order_when_the_writer_has_closed() {
         let dir = scratch("order");
         let (records, writer) = Records::open(&dir, 1).expect("opens");
         for n in 0..5000 {
             let slot = records.reserve().expect("room");
-            slot.write((n % 2 == 0).then(|| line(&n.to_string())).flatten(), line(&n.to_string()));
+            let record = n.to_string();
+            slot.write((n % 2 == 0).then_some(&record), Some(&record));
         }
         assert_eq!(writer.close(), 0);
         assert_eq!(records.waiting(), 0);
@@ -346,8 +366,8 @@ mod tests {
     fn no_room_is_said_before_anything_is_served() {
         let dir = scratch("room");
         let (records, writer) = Records::open(&dir, 0).expect("opens");
-        let slots: Vec<_> = (0..QUEUE_MAX).filter_map(|_| records.reserve()).collect();
-        assert_eq!(slots.len(), QUEUE_MAX);
+        let slots: Vec<_> = (0..WAITING_MAX).filter_map(|_| records.reserve()).collect();
+        assert_eq!(slots.len(), WAITING_MAX);
         assert!(records.reserve().is_none() && !records.writable());
         drop(slots);
         assert!(records.reserve().is_some() && records.writable());
@@ -393,20 +413,15 @@ mod tests {
             },
             audit: Appender::open(dir.join("audit.jsonl")).expect("opens"),
         };
-        let room = Room {
-            taken: AtomicUsize::new(0),
-            max: 1,
-            writable: AtomicBool::new(true),
-            closing: AtomicBool::new(true),
-        };
+        let shared = Shared::new(1);
         assert!(files.usage.flush().is_err());
         assert_eq!(files.usage.pending, b"\"kept\"\n", "still pending");
-        room.closing.store(true, Ordering::Relaxed);
-        assert!(!flush(&mut files, &room), "given up only because it is closing");
-        assert!(!room.writable.load(Ordering::Relaxed));
+        shared.pending().close = true;
+        assert!(!flush(&mut files, &shared), "given up only because it is closing");
+        assert!(!shared.writable.load(Ordering::Relaxed));
         files.usage.torn = false;
         files.usage.file = OpenOptions::new().create(true).append(true).open(dir.join("usage")).expect("opens");
-        assert!(flush(&mut files, &room) && room.writable.load(Ordering::Relaxed));
+        assert!(flush(&mut files, &shared) && shared.writable.load(Ordering::Relaxed));
         assert_eq!(fs::read_to_string(dir.join("usage")).expect("readable"), "\"kept\"\n");
         fs::remove_dir_all(dir).ok();
     }
@@ -415,17 +430,17 @@ mod tests {
     fn reopening_follows_a_rotation() {
         let dir = scratch("rotate");
         let (records, writer) = Records::open(&dir, 1).expect("opens");
-        records.reserve().expect("room").write(None, line("old"));
+        records.reserve().expect("room").write(None::<&&str>, Some(&"old"));
         while records.waiting() > 0 {
             std::thread::yield_now();
         }
         fs::rename(dir.join("audit.jsonl"), dir.join("audit.jsonl.1")).expect("renamed");
         records.reopen();
-        records.reserve().expect("room").write(None, line("between"));
+        records.reserve().expect("room").write(None::<&&str>, Some(&"between"));
         while records.waiting() > 0 {
             std::thread::yield_now();
         }
-        records.reserve().expect("room").write(None, line("new"));
+        records.reserve().expect("room").write(None::<&&str>, Some(&"new"));
         writer.close();
         let read = |name: &str| fs::read_to_string(dir.join(name)).expect("readable");
         let all = format!("{}{}", read("audit.jsonl.1"), read("audit.jsonl"));

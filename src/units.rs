@@ -87,11 +87,12 @@ pub fn printable(text: &[u8], max: usize) -> String {
         return String::from_utf8_lossy(text).into_owned();
     }
     let text = String::from_utf8_lossy(text);
-    let mut end = text.len().min(max);
-    while !text.is_char_boundary(end) {
+    let clean: String = text.chars().take(max).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut end = clean.len().min(max);
+    while !clean.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    clean[..end].to_owned()
 }
 
 /// Several slices of one body, in order, as one.
@@ -132,6 +133,7 @@ mod tests {
             (b"a\x1b[31m\nb", 99, "a\u{fffd}[31m\u{fffd}b"),
             ("äöü".as_bytes(), 3, "ä"),
             (b"\xff\xfe", 99, "\u{fffd}\u{fffd}"),
+            (b"\x07\x07\x07", 4, "\u{fffd}"),
         ] {
             assert_eq!(printable(text, max), want);
         }

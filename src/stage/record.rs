@@ -50,55 +50,55 @@ pub const PATH_BYTES_MAX: usize = 512;
 const VERSION: u8 = 1;
 
 /// One for every request that was forwarded.
-#[derive(Debug, Clone, Serialize)]
-pub struct Usage {
+#[derive(Debug, Serialize)]
+pub struct Usage<'e> {
     v: Version,
     #[serde(rename = "type")]
     kind: UsageKind,
-    pub ts: Timestamp,
-    pub id: Uuid,
-    pub key: String,
-    pub user_path: String,
-    pub workspace: Option<String>,
-    pub op: &'static str,
-    pub model_asked: String,
-    pub model: String,
-    pub provider: String,
-    pub provider_model: String,
-    pub attempts: usize,
+    ts: Timestamp,
+    id: Uuid,
+    key: &'e str,
+    user_path: &'e str,
+    workspace: Option<&'e str>,
+    op: &'static str,
+    model_asked: &'e str,
+    model: &'e str,
+    provider: &'e str,
+    provider_model: &'e str,
+    attempts: usize,
     /// What the client was told; `None` where it was told nothing.
-    pub status: Option<u16>,
-    pub end: End,
-    pub bytes_in: u64,
-    pub bytes_out: u64,
+    status: Option<u16>,
+    end: End,
+    bytes_in: u64,
+    bytes_out: u64,
     #[serde(serialize_with = "optional_millis")]
-    pub ttfb_ms: Option<Duration>,
+    ttfb_ms: Option<Duration>,
     #[serde(serialize_with = "millis")]
-    pub duration_ms: Duration,
-    pub input_chars: Option<usize>,
-    pub format: Option<String>,
-    pub stream: bool,
+    duration_ms: Duration,
+    input_chars: Option<usize>,
+    format: Option<String>,
+    stream: bool,
 }
 
 /// One for every request whose head was parsed, but for health checks.
-#[derive(Debug, Clone, Serialize)]
-pub struct Audit {
+#[derive(Debug, Serialize)]
+pub struct Audit<'e> {
     v: Version,
     #[serde(rename = "type")]
     kind: AuditKind,
-    pub ts: Timestamp,
-    pub id: Uuid,
+    ts: Timestamp,
+    id: Uuid,
     /// The key's name, if it was known; never the key.
-    pub key: Option<String>,
-    pub auth: Option<&'static str>,
-    pub client: Client,
-    pub method: String,
-    pub path: String,
-    pub http: &'static str,
-    pub status: Option<u16>,
-    pub end: End,
-    pub error: Option<&'static str>,
-    pub attempts: Vec<Attempted>,
+    key: Option<&'e str>,
+    auth: Option<&'static str>,
+    client: &'e Client,
+    method: &'e str,
+    path: &'e str,
+    http: &'static str,
+    status: Option<u16>,
+    end: End,
+    error: Option<&'static str>,
+    attempts: Vec<&'e Attempted>,
     /// Reserved for logged bodies.
     bodies: Option<()>,
 }
@@ -111,7 +111,7 @@ pub struct Client {
 }
 
 /// One try at one peer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Attempted {
     pub provider: String,
     pub model: String,
@@ -128,7 +128,7 @@ pub struct Attempted {
 }
 
 /// Where an attempt went: an address, or the name that had none.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Peer {
     Addr(SocketAddr),
@@ -144,17 +144,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The parts of a usage record that come from the head of the request and the routing.
-#[derive(Debug, Clone)]
-pub struct Served {
-    pub key: String,
-    pub user_path: String,
-    pub workspace: Option<String>,
+/// What was asked for and who served it: the parts of a usage record that are known before its end.
+#[derive(Debug)]
+pub struct Served<'e> {
+    pub key: &'e str,
+    pub user_path: &'e str,
+    pub workspace: Option<&'e str>,
     pub op: &'static str,
-    pub model_asked: String,
-    pub model: String,
-    pub provider: String,
-    pub provider_model: String,
+    pub model_asked: &'e str,
+    pub model: &'e str,
+    pub provider: &'e str,
+    pub provider_model: &'e str,
     pub input_chars: Option<usize>,
     pub format: Option<String>,
     pub stream: bool,
@@ -175,7 +175,7 @@ pub struct Outcome {
 }
 
 /// Builds the usage record.
-pub fn usage(served: Served, outcome: &Outcome) -> Usage {
+pub fn usage<'e>(served: Served<'e>, outcome: &Outcome) -> Usage<'e> {
     Usage {
         v: Version,
         kind: UsageKind,
@@ -213,13 +213,13 @@ pub struct Request {
 }
 
 /// Builds the audit record.
-pub fn audit(
-    request: Request,
-    caller: Option<(String, &'static str)>,
+pub fn audit<'e>(
+    request: &'e Request,
+    caller: Option<(&'e str, &'static str)>,
     outcome: &Outcome,
     error: Option<&'static str>,
-    attempts: Vec<Attempted>,
-) -> Audit {
+    attempts: Vec<&'e Attempted>,
+) -> Audit<'e> {
     let (key, auth) = caller.unzip();
     Audit {
         v: Version,
@@ -228,9 +228,9 @@ pub fn audit(
         id: outcome.id,
         key,
         auth,
-        client: request.client,
-        method: request.method,
-        path: request.path,
+        client: &request.client,
+        method: &request.method,
+        path: &request.path,
         http: request.http,
         status: outcome.status,
         end: outcome.end,
@@ -305,14 +305,14 @@ mod tests {
     #[test]
     fn a_usage_record_reads_as_documented() {
         let served = Served {
-            key: "mobile".into(),
-            user_path: "/team/mobile".into(),
-            workspace: Some("acme".into()),
+            key: "mobile",
+            user_path: "/team/mobile",
+            workspace: Some("acme"),
             op: "speech",
-            model_asked: "tts-1".into(),
-            model: "tts-fast".into(),
-            provider: "openai".into(),
-            provider_model: "gpt-4o-mini-tts".into(),
+            model_asked: "tts-1",
+            model: "tts-fast",
+            provider: "openai",
+            provider_model: "gpt-4o-mini-tts",
             input_chars: Some(44),
             format: Some("mp3".into()),
             stream: false,
@@ -351,8 +351,9 @@ mod tests {
             ttfb_ms: Some(Duration::from_micros(201_300)),
             reused: true,
         };
-        let caller = Some(("mobile".to_owned(), "bearer"));
-        let line = serde_json::to_string(&audit(request, caller, &outcome(), None, vec![attempt])).expect("serialises");
+        let caller = Some(("mobile", "bearer"));
+        let line =
+            serde_json::to_string(&audit(&request, caller, &outcome(), None, vec![&attempt])).expect("serialises");
         let want = concat!(
             r#"{"v":1,"type":"audit","ts":"2026-11-20T13:00:00.123456Z","id":"00000000-0000-0000-0000-000000000000","key":"mobile","auth":"bearer","#,
             r#""client":{"ip":"203.0.113.7","user_agent":"OpenAI/Python 3.52.0","request_id":null},"method":"POST","#,

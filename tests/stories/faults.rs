@@ -254,6 +254,8 @@ fn bad_heads() -> Vec<(&'static str, Vec<u8>)> {
         ("another protocol", format!("ICY 200 OK\r\n{end}").into()),
         ("a body and no head", b"SOUND\r\n\r\n".to_vec()),
         ("two lengths", format!("{ok}Content-Length: 6\r\n{end}").into()),
+        ("a length twice", format!("{ok}Content-Length: 5\r\n{end}").into()),
+        ("a length twice in one line", format!("{ok}Content-Length: 5, 5\r\n\r\nSOUND").into()),
         ("a negative length", format!("{ok}Content-Length: -5\r\n\r\nSOUND").into()),
         ("NUL in a value", format!("{ok}X-Odd: a\0b\r\n{end}").into()),
         ("NUL in a name", format!("{ok}X-\0dd: a\r\n{end}").into()),
@@ -607,6 +609,25 @@ async fn a_key_that_is_echoed_is_covered() {
 }
 
 #[tokio::test]
+async fn a_key_in_a_reason_phrase_does_not_pass() {
+    let rows = [
+        ("400 Bad Request", format!("400 Bad key {PROVIDER_KEY}!")),
+        ("200 OK", format!("200 {PROVIDER_KEY}")),
+        ("429 Slow Down", "429 Slow Down".to_owned()),
+    ];
+    let answer = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n");
+    let vendor = scripted(rows.iter().map(|(want, status)| (*want, answer(status).into_bytes()))).await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    for (want, _) in rows {
+        let mut client = gateway.client().await;
+        client.send(post(SPEECH, &[("Connection", "close")], &asking(want)).as_bytes()).await;
+        let all = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert_eq!(all.lines().next(), Some(format!("HTTP/1.1 {want}").as_str()), "{all}");
+        assert!(!all.contains(PROVIDER_KEY), "{want}: {all}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_in_an_answer_that_is_not_http_is_not_logged() {
     let vendor = scripted([
         ("in a bad head", format!("HTTP/1.1 200 OK\r\nX Echo: {PROVIDER_KEY}\r\n\r\n").into_bytes()),
@@ -809,12 +830,16 @@ async fn a_slow_client_that_reads_is_kept() {
     assert!(usage["duration_ms"].as_f64() > Some(1000.0), "slower than the timers: {usage}");
 }
 
-#[tokio::test]
-async fn a_connection_that_died_in_the_pool_is_replaced_once() {
-    let vendor = Vendor::start(|request, mut wire| async move {
+/// A vendor that lets go of every other connection as the input says, and serves on the others.
+async fn forgetful() -> Vendor {
+    Vendor::start(|request, mut wire| async move {
         let is_first = request.connection % 2 == 0;
         match input(&request).as_str() {
             "closes" if is_first => return None,
+            "closes late" if is_first => {
+                tokio::time::sleep(Duration::from_millis(1200)).await;
+                return None;
+            }
             "resets" if is_first => {
                 wire.reset();
                 return None;
@@ -823,7 +848,12 @@ async fn a_connection_that_died_in_the_pool_is_replaced_once() {
         };
         Some(wire)
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_connection_that_died_in_the_pool_is_replaced_once() {
+    let vendor = forgetful().await;
     for (n, label) in ["closes", "resets"].into_iter().enumerate() {
         let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
         healthy(&gateway, "its start").await;
@@ -840,6 +870,34 @@ async fn a_connection_that_died_in_the_pool_is_replaced_once() {
         assert_eq!(gateway.record_of("usage", &answer).await["attempts"], 2, "{label}");
         assert_eq!(gateway.records("usage").len(), 2, "{label}: one record a request");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_was_told_to_go_on_is_served_on_a_fresh_connection() {
+    let vendor = forgetful().await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    healthy(&gateway, "its start").await;
+    let body = asking("closes");
+    let request = post(SPEECH, &[("Expect", "100-continue")], &body);
+    let mut client = gateway.client().await;
+    client.send(request.strip_suffix(&body).expect("it ends with its body").as_bytes()).await;
+    assert_eq!(client.head().await.status, 100);
+    let answer = client.send(body.as_bytes()).await.answer().await;
+    assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "SOUND", true));
+    assert_eq!((answer.header("x-aulos-attempts"), asked(&vendor, "closes")), (Some("2"), 2));
+}
+
+/// A dead connection says so at once. This one may have been at work, and what it did may cost something.
+#[tokio::test]
+async fn a_pooled_connection_that_closes_late_is_not_replaced() {
+    let vendor = forgetful().await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    healthy(&gateway, "its start").await;
+    let answer = gateway.post(SPEECH, &asking("closes late")).await;
+    assert_eq!(answer.refusal(), (502, "upstream_unavailable".into()));
+    assert_eq!((asked(&vendor, "closes late"), vendor.connections()), (1, 1));
+    let audit = is_failed(&gateway, &answer, "upstream_failed", "closes late").await;
+    assert_eq!(audit["attempts"][0]["reused"], true, "{audit}");
 }
 
 #[tokio::test]

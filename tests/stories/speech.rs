@@ -574,6 +574,27 @@ async fn a_body_in_chunks_goes_up_with_its_length() {
 }
 
 #[tokio::test]
+async fn a_long_chat_goes_up_byte_for_byte() {
+    let vendor = Vendor::speech("application/json", b"{}").await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor).with("[limits]\nchat_body = \"4MiB\"")).await;
+    let mut dice = Dice(3);
+    let audio: String = (0..5 << 19).map(|_| dice.pick(&["A", "b", "3", "+", "/", "\\n", "é"])).collect();
+    let messages = format!(r#""messages":[{{"role":"user","content":"{audio}"}}]"#);
+    let model = r#""model":"openai/gpt-audio""#;
+    let mut client = gateway.client().await;
+    for (label, body) in
+        [("the model first", format!("{{{model},{messages}}}")), ("the model last", format!("{{{messages},{model}}}"))]
+    {
+        let answer = client.post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{label}: {answer:?}");
+        let (sent, want) = (last(&vendor), body.replace("openai/", ""));
+        assert!(sent.body == want.as_bytes(), "{label}: {} bytes of {}", sent.body.len(), want.len());
+        assert_eq!(sent.header("content-length"), Some(want.len().to_string().as_str()), "{label}");
+        assert_eq!(gateway.record_of("usage", &answer).await["bytes_in"], body.len(), "{label}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_asks_first_is_told_to_go_on() {
     let vendor = Vendor::speech("audio/mpeg", b"SOUND").await;
     let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
@@ -839,6 +860,26 @@ async fn a_forwarded_request_has_one_usage_record_and_a_refused_one_none() {
     assert_eq!(audit[0].to_string(), want.to_string());
     for secret in [KEY, PROVIDER_KEY] {
         assert!(!format!("{usage:?}{audit:?}{}", gateway.log()).contains(secret), "a key is nobody's to read");
+    }
+}
+
+#[tokio::test]
+async fn a_format_is_recorded_in_short() {
+    let vendor = Vendor::speech("audio/mpeg", b"SOUND").await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    let controls: String = (0..10_000u32).map(|n| char::from_u32(n % 32).unwrap_or('x')).collect();
+    let mixed = format!("a\u{1b}[31m\r\n\u{7f}{}", "é\u{7}".repeat(5_000));
+    for format in [&controls, &mixed, &"m".repeat(10_000)] {
+        let speech = json!({ "model": "openai/tts-1", "input": "x", "voice": "a", "response_format": format });
+        let chat = json!({ "model": "openai/gpt-audio", "messages": [], "audio": { "format": format } });
+        for (path, body) in [("/v1/audio/speech", speech), ("/v1/chat/completions", chat)] {
+            let answer = gateway.post(path, &body.to_string()).await;
+            assert_eq!((answer.status, model_of(&last(&vendor)).is_string()), (200, true), "{path}: {answer:?}");
+            let usage = gateway.record_of("usage", &answer).await;
+            let kept = usage["format"].as_str().expect("text");
+            assert!((1..=32).contains(&kept.len()), "{path}: {} bytes: {kept:?}", kept.len());
+            assert!(!kept.contains(char::is_control), "{path}: {kept:?}");
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -453,6 +454,26 @@ async fn a_client_that_resets_its_stream_cancels_the_upstream() {
 }
 
 #[tokio::test]
+async fn a_client_that_resets_its_stream_in_mid_body_is_recorded_as_gone() {
+    let vendor = Vendor::speech("audio/mpeg", b"SOUND").await;
+    let (gateway, certificate) = spawn(Conf::new().upstream(&vendor)).await;
+    let mut client = Http2::connect(&gateway, &certificate).await;
+    for (n, body) in ["", "{\"model\""].into_iter().enumerate() {
+        let (_answer, mut send) = client.open(speech(), true).await;
+        if !body.is_empty() {
+            send.send_data(Bytes::from_static(body.as_bytes()), false).expect("sent");
+        }
+        gateway.metric_is("aulos_requests_in_flight", 1).await;
+        send.send_reset(Reason::CANCEL);
+        let audit = gateway.recorded("audit", n + 1).await.pop().expect("there");
+        assert_eq!((&audit["end"], &audit["error"]), (&"client_gone".into(), &"client_gone".into()), "{body}: {audit}");
+        assert!(audit["status"].is_null() && audit["attempts"] == json!([]), "{body}: {audit}");
+    }
+    assert_eq!(client.speak().await.status, 200, "the connection goes on");
+    assert_eq!(vendor.requests().len(), 1, "nothing else was forwarded");
+}
+
+#[tokio::test]
 async fn an_answer_that_breaks_is_seen_to_break() {
     let vendor = Vendor::start(|request, mut wire| async move {
         let framing = if request.text().contains("chunked") {
@@ -500,6 +521,27 @@ async fn the_limits_of_http2_are_announced() {
     {
         assert_eq!(value(id), Some(want), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_begin_is_let_go() {
+    let (gateway, certificate) = spawn(Conf::new().with("[timeouts]\nheader = \"300ms\"")).await;
+    let mut begun = connect(&gateway.addrs[1], &certificate, &["h2"]).await.expect("a handshake");
+    begun.write_all(PREFACE).await.expect("written");
+    begun.flush().await.expect("written");
+    for (label, greeting) in [("nothing", &PREFACE[..0]), ("half a greeting", &PREFACE[..12])] {
+        let before = Instant::now();
+        let mut client = connect(&gateway.addrs[1], &certificate, &["h2"]).await.expect("a handshake");
+        client.write_all(greeting).await.expect("written");
+        client.flush().await.expect("written");
+        // However it ends; what comes before that are the gateway's own settings.
+        soon(&format!("{label}: it is closed"), client.read_to_end(&mut Vec::new())).await.ok();
+        assert!(before.elapsed() >= Duration::from_millis(300), "{label}: {:?}", before.elapsed());
+    }
+    // Who has begun has all the time there is.
+    begun.write_all(&[0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await.expect("written");
+    begun.flush().await.expect("written");
+    while frame(&mut begun).await.expect("it is open") != (PING, 1, vec![1, 2, 3, 4, 5, 6, 7, 8]) {}
 }
 
 #[tokio::test]
@@ -612,6 +654,23 @@ async fn running_streams_end_whole_after_sigterm() {
     assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
     let usage = gateway.records("usage");
     assert_eq!((usage.len(), &usage[0]["end"]), (1, &"complete".into()));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_hang_up_does_not_hold_up_the_end() {
+    let dir = scratch();
+    let certificate = issue(&dir);
+    let mut gateway = Gateway::spawn_in(&dir, Conf::new().listen(LISTEN).server("drain = \"60s\"")).await;
+    let mut idle = connect(&gateway.addrs[1], &certificate, &["h2"]).await.expect("a handshake");
+    idle.write_all(PREFACE).await.expect("written");
+    idle.flush().await.expect("written");
+    assert_eq!(frame(&mut idle).await.expect("a frame").0, SETTINGS);
+    gateway.metric_is("aulos_connections", 1).await;
+    // It hears the goodbye, and answers nothing.
+    let before = Instant::now();
+    assert_eq!(gateway.stop().await.code(), Some(0));
+    assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
+    drop(idle);
 }
 
 #[tokio::test]

@@ -110,6 +110,8 @@ fn what_is_unusual_and_plain_passes() {
         "!#$%&'*+-.^_`|~09azAZ: tchar\r\n",
         "Connection: , close ,, x-hop\r\n",
         "Connection: close\r\nConnection: Upgrade\r\n",
+        "Connection: a, b, c, d, e, f, g, h, i,,\r\n",
+        "Connection: a, b, c, d, e\r\nConnection: f, g, h, i\r\n",
         "Content-Length: 0\r\n",
         "Content-Length:\t7 \r\n",
         "Content-Length: 9223372036854775807\r\n",
@@ -222,6 +224,7 @@ const LIKE_LENGTH: FaultKind = Invalid("a header that looks like Content-Length"
 const LIKE_CODING: FaultKind = Invalid("a header that looks like Transfer-Encoding");
 const BOTH: FaultKind = Invalid(BOTH_FRAMINGS);
 const NAMED: FaultKind = Invalid("Connection names a header that must reach the other end");
+const TOO_MANY: FaultKind = Invalid("Connection names too many headers");
 const EXPECT: FaultKind = Invalid("Expect is not exactly 100-continue");
 
 /// After a good request line and one other header.
@@ -288,6 +291,11 @@ const HEADER_LINES: &[(&[u8], FaultKind)] = &[
     (b"Connection: xi-api-key\r\n", NAMED),
     (b"Connection: x-goog-api-key\r\n", NAMED),
     (b"Connection: close\r\nConnection: cookie\r\n", NAMED),
+    (b"Connection: x-forwarded-for\r\n", NAMED),
+    (b"Connection: close, X-Forwarded-Host\r\n", NAMED),
+    (b"Connection: x-forwarded-proto\r\n", NAMED),
+    (b"Connection: a, b, c, d, e, f, g, h, i, j\r\n", TOO_MANY),
+    (b"Connection: a, b, c, d, e\r\nConnection: f, g, h, i, j\r\n", TOO_MANY),
     (b"Expect:\r\n", EXPECT),
     (b"Expect: y 100-continue\r\n", EXPECT),
     (b"Expect: 100-continue, x\r\n", EXPECT),

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -134,6 +137,36 @@ async fn a_body_that_is_cut_short_is_refused() {
         assert!(client.rest().await.is_empty(), "{label}");
         check_audit(label, &gateway, &answer, Some("test")).await;
     }
+    only_canaries(&vendor, 0);
+    canary(&mut gateway.client().await, "after").await;
+}
+
+/// To shut one way may mean to listen still; a reset never does.
+#[tokio::test]
+async fn a_client_that_resets_in_mid_body_is_recorded_as_gone() {
+    let vendor = echo().await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    let declared = request(SPEAK, JSON, HIDDEN);
+    for (n, (label, sent)) in [
+        ("nothing of the body", head(SPEAK, &format!("{JSON}Content-Length: 50\r\n"))),
+        ("half a body", declared[..declared.len() - 9].to_vec()),
+        ("half a chunk", [head(SPEAK, CHUNKED), b"32\r\n{\"model\"".to_vec()].concat()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = TcpStream::connect(gateway.addr()).await.expect("connects");
+        client.write_all(&sent).await.expect("written");
+        // Its head is read: a reset would take it away.
+        gateway.metric_is("aulos_requests_in_flight", 1).await;
+        client.set_zero_linger().expect("set");
+        drop(client);
+        let audit = gateway.recorded("audit", n + 1).await.pop().expect("there");
+        let gone = &Value::from("client_gone");
+        assert_eq!((&audit["end"], &audit["error"]), (gone, gone), "{label}: {audit}");
+        assert_eq!((&audit["status"], &audit["key"]), (&Value::Null, &"test".into()), "{label}: told nothing: {audit}");
+    }
+    assert!(gateway.records("usage").is_empty());
     only_canaries(&vendor, 0);
     canary(&mut gateway.client().await, "after").await;
 }

@@ -94,6 +94,10 @@ async fn a_key_that_stands_twice_is_refused() {
         ("an escaped input", r#""model":"openai/tts-1","\u0069nput":"x","input":"y","voice":"alloy""#, "input"),
         ("voice", r#""model":"openai/tts-1","input":"x","voice":"alloy","voice":"ash""#, "voice"),
         ("a field we do not know", r#""model":"openai/tts-1","input":"x","voice":"a","seed":1,"seed":2"#, "seed"),
+        // Some providers do not tell these from the ones that were checked.
+        ("model in other letters", r#""model":"openai/tts-1","Model":"x/y","input":"x","voice":"alloy""#, "Model"),
+        ("input in capitals", r#""model":"openai/tts-1","input":"x","voice":"alloy","INPUT":"a longer one""#, "INPUT"),
+        ("model in capitals alone", r#""MODEL":"openai/tts-1","input":"x","voice":"alloy""#, "MODEL"),
     ];
     let count = rows.len();
     let rows = rows.map(|(label, fields, key)| (label, speech(fields), (400, "duplicate_key", Some(key))));

@@ -9,7 +9,7 @@ use super::{
     Fate, HIDDEN, JSON, SPEAK, Want, asking, check, check_audit, echo, fate, only_canaries,
     only_the_vendors_credential, request,
 };
-use crate::support::{Conf, Gateway, KEY, PROVIDER_KEY, sha256};
+use crate::support::{Conf, Gateway, KEY, PROVIDER_KEY, sha256, until};
 
 fn keys() -> String {
     [
@@ -135,15 +135,21 @@ async fn unknown_expired_and_disabled_keys_are_told_the_same() {
 async fn a_key_may_use_what_it_may_use() {
     let vendor = echo().await;
     let house = "[models.house]\nroutes = [\"openai/tts-1\"]\n[paths.\"/closed\"]\nallow = [\"openai/other\"]\n";
-    let gateway = Gateway::spawn(Conf::new().upstream(&vendor).keys(&keys()).with(house)).await;
+    let second = format!("[providers.second]\nkind = \"openai\"\nbase_url = \"{}\"\n", vendor.base_url());
+    let conf = Conf::new().upstream(&vendor).keys(&keys()).with(house);
+    let gateway = Gateway::spawn(conf.with(&format!("{second}keys = [\"${{PROVIDER_KEY}}\"]\n"))).await;
+    let mut served = 0;
     let denied = (403, "model_access_denied", Some("model"));
     for (label, lines, model, want) in [
         ("another model", "Api-Key: few\r\n", "openai/tts-1", Some(denied)),
         ("by header", "Api-Key: few\r\nX-Aulos-Provider: openai\r\n", "tts-1", Some(denied)),
+        ("its own, elsewhere", "Api-Key: few\r\nX-Aulos-Provider: second\r\n", "house", Some(denied)),
+        ("its own, elsewhere by prefix", "Api-Key: few\r\n", "second/house", Some(denied)),
         ("its path", "Api-Key: other\r\nX-Aulos-User-Path: /closed/a\r\n", "house", Some(denied)),
         ("a model that is not there", "Api-Key: few\r\n", "tts-9", Some((404, "model_not_found", Some("model")))),
         ("no path", "Api-Key: few\r\nX-Aulos-User-Path: /a/../b\r\n", "house", Some((400, "invalid_user_path", None))),
         ("its own", "Api-Key: few\r\n", "house", None),
+        ("its own, where it is", "Api-Key: few\r\nX-Aulos-Provider: openai\r\n", "house", None),
         ("another path", "Api-Key: other\r\nX-Aulos-User-Path: /closed-not\r\n", "house", None),
     ] {
         let mut client = gateway.client().await;
@@ -151,6 +157,7 @@ async fn a_key_may_use_what_it_may_use() {
         let answer = client.send(&asking(lines, &body)).await.answer().await;
         let Some(want) = want else {
             assert_eq!(answer.status, 200, "{label}: {answer:?}");
+            served += 1;
             continue;
         };
         check(label, &answer, want);
@@ -158,7 +165,8 @@ async fn a_key_may_use_what_it_may_use() {
         check_audit(label, &gateway, &answer, Some(key)).await;
         fate(&mut client, &answer, label).await;
     }
-    assert!(vendor.requests().iter().all(|sent| sent.text().contains("canary")));
+    let forwarded = vendor.requests().iter().filter(|sent| sent.text().contains("canary access")).count();
+    assert_eq!(forwarded, served, "what was denied was not forwarded");
 }
 
 #[tokio::test]
@@ -178,4 +186,27 @@ async fn a_flood_of_strangers_is_counted_and_not_all_written_down() {
     assert!((10..=10 * seconds).contains(&strangers), "{strangers} in fewer than {seconds} s");
     assert_eq!(gateway.metric("aulos_credential_refusals_total").await, 200);
     assert_eq!(unrecorded, 200 - strangers as u64, "what is not written down is counted");
+}
+
+/// That nothing is there is said to everybody; how much a stranger makes us write is bounded all the same.
+#[tokio::test]
+async fn a_flood_of_wrong_paths_is_written_down_for_those_with_a_key() {
+    const FLOOD: usize = 200;
+    let vendor = echo().await;
+    let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
+    let get = |lines: &str| format!("GET /v1/elsewhere HTTP/1.1\r\nHost: aulos\r\n{lines}\r\n");
+    let (began, mut client) = (Instant::now(), gateway.client().await);
+    for lines in [String::new(), format!("Authorization: Bearer {KEY}\r\n")] {
+        for _ in 0..FLOOD {
+            let answer = client.send(get(&lines).as_bytes()).await.answer().await;
+            assert_eq!(answer.refusal(), (404, "unknown_url".to_owned()), "{lines}");
+        }
+    }
+    let seconds = usize::try_from(began.elapsed().as_secs()).expect("a short while") + 2;
+    let of = |key: Option<&str>| gateway.records("audit").iter().filter(|audit| audit["key"].as_str() == key).count();
+    until("every record of the known", || (of(Some("test")) == FLOOD).then_some(())).await;
+    let strangers = of(None);
+    assert!((10..=10 * seconds).contains(&strangers), "{strangers} in fewer than {seconds} s");
+    let unrecorded = gateway.metric("aulos_unrecorded_refusals_total").await;
+    assert_eq!(unrecorded, (FLOOD - strangers) as u64, "what is not written down is counted");
 }

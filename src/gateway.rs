@@ -490,7 +490,8 @@ impl ProxyHttp for Gateway {
         }
         let (end, code) = ended(&ctx.exchange, ctx.begun, error);
         let exchange = &mut ctx.exchange;
-        let audited = exchange.caller.is_some() || self.desk.may_audit_a_stranger(Instant::now());
+        let refused = matches!(&exchange.progress, Progress::Refused(refusal) if refusal.is_of_credentials());
+        let audited = (exchange.caller.is_some() && !refused) || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
         if error.is_none() && matches!(exchange.progress, Progress::Refused(_)) {
             drain(session).await;

@@ -38,12 +38,6 @@ impl Splice {
         let delta = edits.iter().map(|edit| signed(edit.with.len()) - signed(edit.range.len())).sum();
         Self { edits: edits.into(), at: 0, delta }
     }
-
-    /// Changes nothing.
-    pub fn nothing() -> Self {
-        Self::new(Vec::new())
-    }
-
     /// By how much the body grows, or shrinks below zero: what a Content-Length changes by.
     pub fn delta(&self) -> i64 {
         self.delta

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::support::client::post;
 use super::support::gateway::{SPEECH, command, scratch};
-use super::support::{Answer, Client, Conf, Gateway, KEY, PROVIDER_KEY, Vendor, sha256, soon, until};
+use super::support::{Answer, Client, Conf, Gateway, KEY, PROVIDER_KEY, Vendor, nobody_listens, sha256, soon, until};
 
 /// "At once" for a process on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -93,16 +92,6 @@ async fn held_vendor() -> (Vendor, watch::Sender<bool>) {
     (vendor, go)
 }
 
-/// Waits until nobody accepts connections at `addr` any more.
-async fn refused(addr: &str) {
-    soon("connections are refused", async {
-        while TcpStream::connect(addr).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
 /// Every line of a record file, which must be whole.
 fn lines(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).expect("readable");
@@ -164,7 +153,7 @@ async fn an_idle_gateway_ends_at_once_whatever_connections_are_open() {
         gateway.signal(signal);
         assert_eq!(gateway.exit().await.code(), Some(0), "{label}");
         assert!(before.elapsed() < AT_ONCE, "{label}: {:?}", before.elapsed());
-        assert!(TcpStream::connect(gateway.addr()).await.is_err(), "{label}");
+        nobody_listens(gateway.addr()).await;
         if let Some(mut client) = client {
             assert_eq!(text(&client.rest().await), "", "{label}: it is closed without a word");
         }
@@ -184,7 +173,7 @@ async fn running_requests_end_whole_while_new_ones_are_refused() {
     vendor.received(2).await;
     let mut idle = gateway.client().await;
     gateway.signal("TERM");
-    refused(gateway.addr()).await;
+    nobody_listens(gateway.addr()).await;
     assert_eq!(text(&idle.rest().await), "", "an idle connection does not hold it up");
     let ready = gateway.admin("/readyz").await;
     assert_eq!((ready.status, &ready.json()["checks"]["accepting"]), (503, &false.into()), "the operator can look on");

@@ -20,7 +20,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::support::gateway::{SPEECH, scratch};
-use super::support::{Answer, Client, Conf, Gateway, KEY, Vendor, soon};
+use super::support::{Answer, Client, Conf, Gateway, KEY, Vendor, nobody_listens, soon};
 
 const SPEECH_PATH: &str = "/v1/audio/speech";
 const CHAT: &str = r#"{"model":"openai/gpt-audio","messages":[],"stream":true}"#;
@@ -641,7 +641,7 @@ async fn running_streams_end_whole_after_sigterm() {
     assert!(!goodbyes.is_empty() && goodbyes.iter().all(|code| *code == [0; 4]), "{goodbyes:?}");
     assert!(used.rest().await.is_empty());
     for addr in &gateway.addrs {
-        assert!(TcpStream::connect(addr).await.is_err(), "{addr} takes nobody any more");
+        nobody_listens(addr).await;
     }
     go.send(true).expect("the vendor is there");
     let rest = answer.whole().await;

@@ -40,3 +40,14 @@ pub(crate) async fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -
     })
     .await
 }
+
+/// Waits until nobody listens at `addr`. A port that was given up may be another story's the next moment, so that one
+/// look is not enough.
+pub(crate) async fn nobody_listens(addr: &str) {
+    soon(&format!("{addr} is given up"), async {
+        while tokio::net::TcpStream::connect(addr).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}

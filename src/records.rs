@@ -21,6 +21,8 @@ const WAITING_MAX: usize = 16_384;
 const GATHER: Duration = Duration::from_millis(2);
 /// How long the writer waits before it tries a refusing disk again.
 const RETRY: Duration = Duration::from_millis(250);
+/// What a buffer keeps of its memory after a burst.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
 /// How often a refusing disk is tried again once the gateway is stopping.
 const LAST_TRIES_MAX: usize = 8;
 
@@ -302,6 +304,7 @@ impl Appender {
         }
         self.len += self.pending.len() as u64;
         self.pending.clear();
+        self.pending.shrink_to(BUFFER_BYTES_KEPT);
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use crate::records::Records;
 use crate::state::State;
 use crate::upstream::resolve::Resolver;
 
-/// Audit records a second of requests whose credential was refused. The rest is counted.
+/// Audit records a second of requests that no valid key came with. The rest is counted.
 const STRANGERS_A_SECOND: u64 = 10;
 
 /// What all requests share, whatever the config says.
@@ -52,11 +52,7 @@ impl Desk {
         Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
     }
 
-    pub fn metrics(&self) -> Arc<Metrics> {
-        Arc::clone(&self.metrics)
-    }
-
-    /// Whether one more request without a valid credential is written down.
+    /// Whether one more request that no valid key came with is written down.
     pub fn may_audit_a_stranger(&self, now: Instant) -> bool {
         const COUNT_BITS: u32 = 16;
         let second = now.saturating_duration_since(self.began).as_secs() << COUNT_BITS;

@@ -160,6 +160,12 @@ impl Exchange {
         }
     }
 
+    /// Whether no valid key came with it: such requests are written down only so often.
+    pub fn is_a_strangers(&self) -> bool {
+        let refused = matches!(&self.progress, Progress::Refused(refusal) if refusal.is_of_credentials());
+        refused || self.caller.is_none()
+    }
+
     /// The attempt that is under way.
     pub fn attempt_mut(&mut self) -> Option<&mut Attempt> {
         self.admitted_mut()?.attempts.last_mut()

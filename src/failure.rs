@@ -1,8 +1,10 @@
 //! What Pingora's errors mean here: what the client is told, what the records say, what may be tried again.
 
+use std::time::{Duration, Instant};
+
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-use crate::exchange::{Admitted, Exchange, Progress};
+use crate::exchange::{Admitted, Attempt, Exchange, Progress};
 use crate::refusal::Refusal;
 use crate::stage::record::End;
 
@@ -11,17 +13,29 @@ pub fn refused(refusal: Refusal) -> Box<Error> {
     Error::because(ErrorType::HTTPStatus(refusal.status()), "refused", refusal).into_up()
 }
 
+/// For what cannot be: a phase that Pingora calls before its time.
 pub fn internal() -> Box<Error> {
     refused(Refusal::Internal)
 }
 
+/// The refusal an error carries.
 pub fn root(error: &Error) -> Option<&Refusal> {
     error.root_cause().downcast_ref::<Refusal>()
 }
 
+/// A pooled connection that was dead says so at once; one that dies later may have been at work.
+const STALE_MAX: Duration = Duration::from_secs(1);
+
+/// Whether an attempt failed because the provider had already closed a pooled connection: nothing of the request was
+/// served there, and it may be made again. The error's own mark has to be decided before.
+pub fn was_stale(error: &Error, attempt: &Attempt, now: Instant) -> bool {
+    let at_once = attempt.connected.is_some_and(|connected| now.saturating_duration_since(connected) < STALE_MAX);
+    error.retry() && at_once && attempt.interim == 0 && !heard_something(error)
+}
+
 /// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
 /// same, and says only in the error's words how much it had read.
-pub fn heard_something(error: &Error) -> bool {
+fn heard_something(error: &Error) -> bool {
     let words = error.context.as_ref().map(|context| context.as_str()).unwrap_or_default();
     words.split_once("bytes already read: ").is_some_and(|(_, read)| read.trim() != "0")
 }
@@ -94,6 +108,43 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stage::record::{Attempted, Peer};
+    use crate::wire::splice::Splice;
+
+    fn attempt(connected: Option<Instant>, interim: usize) -> Attempt {
+        let log = Attempted {
+            provider: "p".to_owned(),
+            model: "m".to_owned(),
+            peer: Peer::Unresolved("p".to_owned()),
+            key: None,
+            status: None,
+            error: None,
+            connect_ms: None,
+            ttfb_ms: None,
+            reused: true,
+        };
+        let (began, splice) = (Instant::now(), Splice::new(Vec::new()));
+        Attempt { began, connected, splice, mask: None, ends: None, interim, log }
+    }
+
+    #[test]
+    fn only_a_connection_that_was_dead_already_is_stale() {
+        let start = Instant::now();
+        let soon = start + STALE_MAX / 2;
+        for (label, connected, interim, read, marked, now, want) in [
+            ("dead at once", Some(start), 0, 0, true, soon, true),
+            ("dead later", Some(start), 0, 0, true, start + STALE_MAX, false),
+            ("it had begun to answer", Some(start), 0, 17, true, soon, false),
+            ("it had said to wait", Some(start), 1, 0, true, soon, false),
+            ("not worth it to Pingora", Some(start), 0, 0, false, soon, false),
+            ("never connected", None, 0, 0, true, soon, false),
+        ] {
+            let words = format!("while reading response headers, bytes already read: {read}");
+            let mut error = Error::explain(ErrorType::ConnectionClosed, words);
+            error.set_retry(marked);
+            assert_eq!(was_stale(&error, &attempt(connected, interim), now), want, "{label}");
+        }
+    }
 
     #[test]
     fn how_much_was_heard_is_read_from_pingoras_words() {

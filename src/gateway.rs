@@ -1,4 +1,5 @@
-//! Pingora's phases, in the order a request meets them. Every phase calls a stage; none decides anything itself.
+//! Pingora's phases, in the order a request meets them. Every phase calls a stage, or asks `failure` what an error
+//! means; none decides anything itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::body::read::{self, Failed};
 use crate::body::replay::{self, Patience, Way};
 use crate::desk::Desk;
 use crate::exchange::{Admitted, Attempt, Exchange, Progress};
-use crate::failure::{ended, heard_something, internal, reason, refused, root, told};
+use crate::failure::{ended, internal, reason, refused, root, told, was_stale};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
 use crate::stage::inspect;
@@ -29,13 +30,12 @@ use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint, Place};
 use crate::units::printable;
+use crate::wire::head::METHOD_BYTES_MAX;
 use crate::wire::splice::Splice;
 use crate::wire::sse::Ends;
 
 /// A pooled connection that turns out to be dead is replaced this often, at most.
 const ATTEMPTS_MAX: usize = 3;
-/// A pooled connection that was dead says so at once; one that dies later may have been at work.
-const STALE_MAX: Duration = Duration::from_secs(1);
 /// An idle connection to a provider is closed before the provider is likely to.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
@@ -148,6 +148,14 @@ impl Gateway {
         self.write(session, exchange, head, body).await
     }
 
+    /// Answers with what needs no provider.
+    async fn reply(&self, session: &mut Session, exchange: &mut Exchange, answer: Answer) -> Result<()> {
+        exchange.progress = Progress::Answered;
+        exchange.status = Some(answer.status);
+        let head = ResponseHeader::build(answer.status, None)?;
+        self.write(session, exchange, head, answer.body).await
+    }
+
     /// Writes an answer of our own.
     async fn write(
         &self,
@@ -190,7 +198,7 @@ fn place(head: &RequestHeader, public_health: bool) -> Result<Place, Refusal> {
         .filter(|place| public_health || !place.endpoint.is_health())
         .ok_or_else(|| unknown_path(path))?;
     if !place.endpoint.allows(&head.method) {
-        let method = printable(head.method.as_str().as_bytes(), 32);
+        let method = printable(head.method.as_str().as_bytes(), METHOD_BYTES_MAX);
         return Err(Refusal::MethodNotAllowed { method, allow: place.endpoint.allow() });
     }
     Ok(place)
@@ -214,6 +222,11 @@ fn answer(state: &State, exchange: &Exchange, place: &Place, query: &str) -> Res
     }
 }
 
+/// Whether the client has been sent the head of an answer; interim ones are none.
+fn answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational())
+}
+
 /// What records keep of a head.
 fn request(session: &Session) -> Request {
     let head = session.req_header();
@@ -224,7 +237,7 @@ fn request(session: &Session) -> Request {
     let ip = session.client_addr().and_then(|addr| addr.as_inet()).map(std::net::SocketAddr::ip);
     Request {
         client: Client { ip, user_agent: text("user-agent"), request_id: text("x-request-id") },
-        method: printable(head.method.as_str().as_bytes(), 32),
+        method: printable(head.method.as_str().as_bytes(), METHOD_BYTES_MAX),
         path: printable(head.uri.path().as_bytes(), PATH_BYTES_MAX),
         http: match head.version {
             Version::HTTP_2 => "2",
@@ -248,7 +261,7 @@ impl ProxyHttp for Gateway {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        let (state, metrics) = (self.state.load_full(), self.desk.metrics());
+        let (state, metrics) = (self.state.load_full(), Arc::clone(&self.desk.metrics));
         let exchange = Exchange::new(self.desk.id(), Instant::now(), self.desk.now(), state, metrics);
         Context { exchange, way: None, begun: false }
     }
@@ -260,12 +273,8 @@ impl ProxyHttp for Gateway {
             && exchange.state.settings.server.public_health
             && place.endpoint.allows(&session.req_header().method)
         {
-            exchange.progress = Progress::Answered;
             exchange.endpoint = Some(place.endpoint);
-            let answer = self.health(place.endpoint);
-            exchange.status = Some(answer.status);
-            let head = ResponseHeader::build(answer.status, None)?;
-            self.write(session, exchange, head, answer.body).await?;
+            self.reply(session, exchange, self.health(place.endpoint)).await?;
             return Ok(true);
         }
         exchange.request = request(session);
@@ -284,10 +293,7 @@ impl ProxyHttp for Gateway {
                 Ok(false)
             }
             Ok(Admission::Answer(answer)) => {
-                exchange.progress = Progress::Answered;
-                exchange.status = Some(answer.status);
-                let head = ResponseHeader::build(answer.status, None)?;
-                self.write(session, exchange, head, answer.body).await?;
+                self.reply(session, exchange, answer).await?;
                 Ok(true)
             }
             Err(Failed::Refused(refusal)) => {
@@ -458,13 +464,8 @@ impl ProxyHttp for Gateway {
             self.attempt_failed(&mut ctx.exchange, reason(&error));
         }
         let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
-        let begun = ctx.exchange.attempt_mut().is_some_and(|attempt| attempt.interim > 0) || heard_something(&error);
-        let at_once = ctx.exchange.attempt_mut().and_then(|attempt| attempt.connected);
-        let at_once = at_once.is_some_and(|connected| connected.elapsed() < STALE_MAX);
-        let untold = session.response_written().is_none_or(|head| head.status.is_informational());
-        // A pooled connection the provider had already closed: nothing of the request was served there.
-        let may = error.retry() && at_once && !begun && untold && attempts < ATTEMPTS_MAX;
-        error.set_retry(may);
+        let stale = ctx.exchange.attempt_mut().is_some_and(|attempt| was_stale(&error, attempt, Instant::now()));
+        error.set_retry(stale && !answered(session) && attempts < ATTEMPTS_MAX);
         error
     }
 
@@ -472,7 +473,7 @@ impl ProxyHttp for Gateway {
         if let Some(way) = &ctx.way {
             replay::unwrap(&mut session.downstream_session, way);
         }
-        ctx.begun = session.response_written().is_some_and(|head| !head.status.is_informational());
+        ctx.begun = answered(session);
         let refusal = if ctx.begun { None } else { told(error) };
         let error_code = refusal.as_ref().map_or(0, Refusal::status);
         if let Some(refusal) = refusal {
@@ -490,8 +491,7 @@ impl ProxyHttp for Gateway {
         }
         let (end, code) = ended(&ctx.exchange, ctx.begun, error);
         let exchange = &mut ctx.exchange;
-        let refused = matches!(&exchange.progress, Progress::Refused(refusal) if refusal.is_of_credentials());
-        let audited = (exchange.caller.is_some() && !refused) || self.desk.may_audit_a_stranger(Instant::now());
+        let audited = !exchange.is_a_strangers() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
         if error.is_none() && matches!(exchange.progress, Progress::Refused(_)) {
             drain(session).await;
@@ -501,7 +501,7 @@ impl ProxyHttp for Gateway {
     fn request_summary(&self, session: &Session, ctx: &Context) -> String {
         let head = session.req_header();
         let path = printable(head.uri.path().as_bytes(), PATH_BYTES_MAX);
-        format!("{} {path}, request {}", printable(head.method.as_str().as_bytes(), 32), ctx.exchange.id)
+        format!("{} {path}, request {}", printable(head.method.as_str().as_bytes(), METHOD_BYTES_MAX), ctx.exchange.id)
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {

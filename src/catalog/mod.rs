@@ -36,7 +36,6 @@ pub struct Entry {
 pub enum Task {
     Speech,
     Chat,
-    Transcription,
 }
 
 impl Task {

@@ -30,7 +30,7 @@ use crate::refusal::Refusal;
 use crate::stage::record::{Client, End, PATH_BYTES_MAX, Request};
 use crate::state::State;
 use crate::units::printable;
-use crate::wire::head::{FaultKind, Limits, Reader};
+use crate::wire::head::{FaultKind, Limits, METHOD_BYTES_MAX, Reader};
 
 /// How long a connection may be idle between two requests.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -91,7 +91,8 @@ impl Front {
         let id = self.desk.id();
         self.desk.metrics.head_refusals.with_label_values(&[refusal.code()]).inc();
         let answer = plain_answer(refusal, id);
-        let exchange = Exchange::new(id, Instant::now(), self.desk.now(), self.state.load_full(), self.desk.metrics());
+        let exchange =
+            Exchange::new(id, Instant::now(), self.desk.now(), self.state.load_full(), Arc::clone(&self.desk.metrics));
         self.record(exchange, refusal, request);
         if stream.write_all(answer.as_bytes()).await.is_ok() && stream.flush().await.is_ok() {
             linger(&mut stream).await;
@@ -188,7 +189,7 @@ fn request(method: &[u8], target: &[u8]) -> Request {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     Request {
         client: Client::default(),
-        method: printable(method, 32),
+        method: printable(method, METHOD_BYTES_MAX),
         path: printable(path, PATH_BYTES_MAX),
         http: "1.1",
     }

@@ -19,7 +19,7 @@ pub const FIELDS_MAX: usize = 100;
 /// Bytes of the request target.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of a method: none that is registered comes near.
-const METHOD_BYTES_MAX: usize = 32;
+pub const METHOD_BYTES_MAX: usize = 32;
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service;
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
+use sd_notify::NotifyState;
 use tokio::sync::watch;
 
 use crate::admin::Admin;
@@ -23,7 +24,7 @@ use crate::config::{self, Complaints, Environment, Settings};
 use crate::desk::Desk;
 use crate::gateway::Gateway;
 use crate::listen::front::Front;
-use crate::listen::signals::{Actions, Connections, Signals};
+use crate::listen::signals::{Actions, Connections, Signals, tell_supervisor};
 use crate::listen::sockets::Sockets;
 use crate::listen::tls::Certificates;
 use crate::metrics::Metrics;
@@ -349,7 +350,9 @@ impl<S: Source> pingora_core::server::ShutdownSignalWatch for Deferred<S> {
 
 /// Everything listens: a supervisor may go on.
 fn ready() {
-    println!("ready");
-    io::stdout().flush().ok();
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    let mut out = io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready").and_then(|()| out.flush()) {
+        log::warn!("nobody reads that the gateway is ready: {error}");
+    }
+    tell_supervisor(NotifyState::Ready);
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use prometheus::IntGauge;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::{interval, timeout};
@@ -166,6 +167,13 @@ impl<A: Actions> Signals<A> {
     }
 }
 
+/// Tells systemd, where it has asked to be told (`Type=notify`).
+pub(super) fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!("the supervisor was not told: {error}");
+    }
+}
+
 /// By how much the wall clock has moved more, or less, than time has passed.
 fn clock_jump(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> Option<Duration> {
     let passed = now.0.saturating_duration_since(before.0);
@@ -181,7 +189,7 @@ fn clock_jump(before: (Instant, SystemTime), now: (Instant, SystemTime)) -> Opti
 impl<A: Actions> ShutdownSignalWatch for Signals<A> {
     async fn recv(&self) -> ShutdownSignal {
         self.until_stopped().await;
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        tell_supervisor(NotifyState::Stopping);
         let limit = self.actions.drain();
         log::info!("stopping: running requests have {limit:?}, or until the next signal");
         self.stop.send(true).ok();

@@ -4,6 +4,7 @@
 pub mod head;
 pub mod json;
 pub mod mask;
+pub mod multipart;
 pub mod splice;
 pub mod sse;
 #[cfg(test)]

@@ -38,6 +38,15 @@ impl Splice {
         let delta = edits.iter().map(|edit| signed(edit.with.len()) - signed(edit.range.len())).sum();
         Self { edits: edits.into(), at: 0, delta }
     }
+
+    /// One more edit, behind all others and behind what has passed.
+    pub fn add(&mut self, edit: Edit) {
+        debug_assert!(self.at <= edit.range.start, "its place has passed");
+        debug_assert!(self.edits.back().is_none_or(|last| last.range.end <= edit.range.start), "it is out of order");
+        self.delta += signed(edit.with.len()) - signed(edit.range.len());
+        self.edits.push_back(edit);
+    }
+
     /// By how much the body grows, or shrinks below zero: what a Content-Length changes by.
     pub fn delta(&self) -> i64 {
         self.delta

@@ -9,6 +9,7 @@ use pingora_core::server::ShutdownWatch;
 use uuid::Uuid;
 
 use crate::answer::Answer;
+use crate::body::spool::Spools;
 use crate::exchange::Load;
 use crate::metrics::Metrics;
 use crate::records::Records;
@@ -24,18 +25,20 @@ pub struct Desk {
     pub load: Arc<Load>,
     pub metrics: Arc<Metrics>,
     pub resolver: Resolver,
+    pub spools: Arc<Spools>,
     began: Instant,
     /// The second that is being counted, and how many strangers were recorded in it.
     strangers: AtomicU64,
 }
 
 impl Desk {
-    pub fn new(records: Arc<Records>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(records: Arc<Records>, spools: Spools, metrics: Arc<Metrics>) -> Self {
         Self {
             records,
             load: Arc::default(),
             metrics,
             resolver: Resolver::default(),
+            spools: Arc::new(spools),
             began: Instant::now(),
             strangers: AtomicU64::new(0),
         }
@@ -89,7 +92,9 @@ mod tests {
     fn strangers_are_written_down_only_so_often() {
         let dir = std::env::temp_dir().join(format!("aulos-strangers-{}", std::process::id()));
         let (records, writer) = Records::open(&dir, 1).expect("opens");
-        let desk = Desk::new(records, Arc::new(Metrics::new().expect("registers")));
+        let metrics = Arc::new(Metrics::new().expect("registers"));
+        let spools = Spools::open(&dir.join("spool"), Arc::clone(&metrics)).expect("opens");
+        let desk = Desk::new(records, spools, metrics);
         let start = desk.began;
         let written = |at: Instant| (0..1000).filter(|_| desk.may_audit_a_stranger(at)).count() as u64;
         assert_eq!(written(start), STRANGERS_A_SECOND);

@@ -12,6 +12,7 @@ use crate::metrics::{Metrics, OTHER};
 use crate::records::Slot;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
+use crate::stage::edit::{Editor, Known};
 use crate::stage::inspect::{Call, Task};
 use crate::stage::meter::Meter;
 use crate::stage::record::{self, Attempted, End, Outcome, Request, Served};
@@ -20,7 +21,6 @@ use crate::state::State;
 use crate::surface::Endpoint;
 use crate::units::printable;
 use crate::wire::mask::Mask;
-use crate::wire::splice::Splice;
 use crate::wire::sse::Ends;
 
 /// The per-request context.
@@ -60,8 +60,8 @@ pub enum Progress {
 pub struct Admitted {
     pub call: Call,
     pub plan: Plan,
-    /// Bytes of the body, as the client sent it.
-    pub body_len: usize,
+    /// The body, as far as its head and what has been read of it say.
+    pub body: Known,
     pub attempts: Vec<Attempt>,
 }
 
@@ -69,7 +69,7 @@ pub struct Admitted {
 pub struct Attempt {
     pub began: Instant,
     pub connected: Option<Instant>,
-    pub splice: Splice,
+    pub editor: Editor,
     pub mask: Option<Mask>,
     /// Watches an answer of events for its last one.
     pub ends: Option<Ends>,
@@ -210,9 +210,14 @@ impl Exchange {
         if admitted.attempts.is_empty() {
             return None;
         }
-        let (input_chars, format) = match &admitted.call.task {
-            Task::Speech(speech) => (Some(speech.input_chars), Some(short(speech.format.as_deref().unwrap_or("mp3")))),
-            Task::Chat(chat) => (None, chat.format.as_deref().map(short)),
+        let form = admitted.attempts.last().and_then(|attempt| attempt.editor.facts()).unwrap_or_default();
+        let (input_chars, format, stream) = match &admitted.call.task {
+            Task::Speech(speech) => {
+                let format = short(speech.format.as_deref().unwrap_or("mp3"));
+                (Some(speech.input_chars), Some(format), speech.events)
+            }
+            Task::Chat(chat) => (None, chat.format.as_deref().map(short), chat.stream),
+            Task::Upload(_) => (None, Some(short(form.response_format.as_deref().unwrap_or("json"))), form.stream),
         };
         Some(Served {
             key: &caller.key.name,
@@ -225,7 +230,11 @@ impl Exchange {
             provider_model: &admitted.plan.provider_model,
             input_chars,
             format,
-            stream: admitted.call.stream(),
+            stream,
+            filename: form.filename,
+            file_bytes: form.file_bytes,
+            language: form.language.as_deref().map(short),
+            timestamp_granularities: form.timestamp_granularities.iter().map(|word| short(word)).collect(),
         })
     }
 

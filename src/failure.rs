@@ -4,13 +4,30 @@ use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-use crate::exchange::{Admitted, Attempt, Exchange, Progress};
+use crate::exchange::{Admitted, Exchange, Progress};
 use crate::refusal::Refusal;
+use crate::stage::edit::Fault;
 use crate::stage::record::End;
 
 /// A refusal on its way through Pingora; [`root`] finds it again.
 pub fn refused(refusal: Refusal) -> Box<Error> {
     Error::because(ErrorType::HTTPStatus(refusal.status()), "refused", refusal).into_up()
+}
+
+/// A body that cannot go on, on its way through Pingora.
+pub fn unsendable(fault: Fault) -> Box<Error> {
+    match fault {
+        Fault::Refused(refusal) => refused(refusal),
+        unkept => Error::because(ErrorType::InternalError, "the body changed", unkept),
+    }
+}
+
+/// Where a model has to be put into a form that was thought to have one.
+pub fn length_unkept(error: &Error) -> Option<u64> {
+    match error.root_cause().downcast_ref::<Fault>()? {
+        Fault::LengthUnkept { insert_at } => Some(*insert_at),
+        Fault::Refused(_) => None,
+    }
 }
 
 /// For what cannot be: a phase that Pingora calls before its time.
@@ -28,9 +45,11 @@ const STALE_MAX: Duration = Duration::from_secs(1);
 
 /// Whether an attempt failed because the provider had already closed a pooled connection: nothing of the request was
 /// served there, and it may be made again. The error's own mark has to be decided before.
-pub fn was_stale(error: &Error, attempt: &Attempt, now: Instant) -> bool {
-    let at_once = attempt.connected.is_some_and(|connected| now.saturating_duration_since(connected) < STALE_MAX);
-    error.retry() && at_once && attempt.interim == 0 && !heard_something(error)
+///
+/// `connected`: when the attempt had its connection; `interim`: interim answers that were seen.
+pub fn was_stale(error: &Error, connected: Option<Instant>, interim: usize, now: Instant) -> bool {
+    let at_once = connected.is_some_and(|connected| now.saturating_duration_since(connected) < STALE_MAX);
+    error.retry() && at_once && interim == 0 && !heard_something(error)
 }
 
 /// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
@@ -84,9 +103,12 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
         return (End::Refused, Some(refusal.code()));
     }
     let Some(error) = error else { return (End::Complete, None) };
-    let refusal = root(error);
-    if refusal == Some(&Refusal::UpstreamTimeout) {
-        return (End::Timeout, Some("upstream_timeout"));
+    match root(error) {
+        Some(Refusal::UpstreamTimeout) => return (End::Timeout, Some("upstream_timeout")),
+        // An upload that stops in the middle is one whose client has left.
+        Some(Refusal::BodyTruncated) => return (End::ClientGone, Some("client_gone")),
+        Some(refusal) if refusal.is_the_clients() => return (End::Refused, Some(refusal.code())),
+        _ => {}
     }
     if *error.esource() == ErrorSource::Downstream {
         // Clients hang up on the last event, and do not wait for the end of the answer behind it.
@@ -108,24 +130,6 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::record::{Attempted, Peer};
-    use crate::wire::splice::Splice;
-
-    fn attempt(connected: Option<Instant>, interim: usize) -> Attempt {
-        let log = Attempted {
-            provider: "p".to_owned(),
-            model: "m".to_owned(),
-            peer: Peer::Unresolved("p".to_owned()),
-            key: None,
-            status: None,
-            error: None,
-            connect_ms: None,
-            ttfb_ms: None,
-            reused: true,
-        };
-        let (began, splice) = (Instant::now(), Splice::new(Vec::new()));
-        Attempt { began, connected, splice, mask: None, ends: None, interim, log }
-    }
 
     #[test]
     fn only_a_connection_that_was_dead_already_is_stale() {
@@ -142,7 +146,7 @@ mod tests {
             let words = format!("while reading response headers, bytes already read: {read}");
             let mut error = Error::explain(ErrorType::ConnectionClosed, words);
             error.set_retry(marked);
-            assert_eq!(was_stale(&error, &attempt(connected, interim), now), want, "{label}");
+            assert_eq!(was_stale(&error, connected, interim, now), want, "{label}");
         }
     }
 

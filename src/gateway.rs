@@ -15,23 +15,24 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+use crate::admission::Asks;
 use crate::answer::{Answer, catalog};
-use crate::body::read::{self, Failed};
+use crate::body::intake::Intake;
+use crate::body::read::Failed;
 use crate::body::replay::{self, Patience, Way};
 use crate::desk::Desk;
 use crate::exchange::{Admitted, Attempt, Exchange, Progress};
-use crate::failure::{ended, internal, reason, refused, root, told, was_stale};
+use crate::failure::{ended, internal, length_unkept, reason, refused, root, told, unsendable, was_stale};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
-use crate::stage::inspect;
+use crate::stage::edit::{Editor, Place};
+use crate::stage::inspect::{self, Media};
 use crate::stage::record::{Attempted, Client, PATH_BYTES_MAX, Peer, Request};
-use crate::stage::route::{self, Asked};
 use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
-use crate::surface::{self, Endpoint, Place};
+use crate::surface::{self, Endpoint};
 use crate::units::printable;
 use crate::wire::head::METHOD_BYTES_MAX;
-use crate::wire::splice::Splice;
 use crate::wire::sse::Ends;
 
 /// A pooled connection that turns out to be dead is replaced this often, at most.
@@ -39,9 +40,11 @@ const ATTEMPTS_MAX: usize = 3;
 /// An idle connection to a provider is closed before the provider is likely to.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
-const DRAIN_BYTES_MAX: usize = 64 << 20;
+const DRAIN_BYTES_MAX: usize = 256 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 const USER_AGENT_BYTES_MAX: usize = 256;
+/// By how much Pingora's own read timeout is longer than ours.
+const READ_SLACK: Duration = Duration::from_secs(1);
 
 /// The proxy.
 pub struct Gateway {
@@ -56,11 +59,13 @@ pub struct Context {
     way: Option<Way>,
     /// The client had been sent part of a provider's answer when it broke.
     begun: bool,
+    /// The client was told why its request failed.
+    told: bool,
 }
 
 /// What the stages before the provider decide.
 enum Admission {
-    Forward(Box<Admitted>, Bytes),
+    Forward(Box<Admitted>, Intake),
     Answer(Answer),
 }
 
@@ -95,19 +100,18 @@ impl Gateway {
         let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
             return Ok(Admission::Answer(answer(&state, exchange, &place, &query)?));
         };
+        let media = inspect::media(place.endpoint, headers)?;
         let named = inspect::named(&place, headers, &query)?;
-        let limit = state.settings.limits.body(place.endpoint);
+        let asks = Asks { state: &state, caller, endpoint: place.endpoint, named };
         let before = Instant::now();
-        let body = read::json(&mut session.downstream_session, limit, state.settings.timeouts.idle).await?;
-        let waited = before.elapsed();
-        exchange.meter.see_in(body.bytes.len());
-        let call = inspect::call(place.endpoint, named, &body.bytes, &body.members)?;
-        let asked = Asked { model: &call.model, provider: call.provider.as_deref(), endpoint: call.endpoint };
-        let plan = route::plan(&state, caller, asked)?;
-        call.check(&plan.bounds(&state))?;
+        let client = &mut session.downstream_session;
+        let (admitted, intake, read) = match media {
+            Media::Json => asks.json(client).await?,
+            Media::Form(boundary) => asks.form(client, boundary, &self.desk.spools).await?,
+        };
+        let waited = read.saturating_duration_since(before);
         self.desk.metrics.overhead.observe(exchange.arrived.elapsed().saturating_sub(waited).as_secs_f64());
-        let admitted = Admitted { call, plan, body_len: body.bytes.len(), attempts: Vec::new() };
-        Ok(Admission::Forward(Box::new(admitted), body.bytes))
+        Ok(Admission::Forward(Box::new(admitted), intake))
     }
 
     /// Room for the request, or the reason why there is none.
@@ -192,7 +196,7 @@ impl Gateway {
 }
 
 /// Which endpoint a head is for.
-fn place(head: &RequestHeader, public_health: bool) -> Result<Place, Refusal> {
+fn place(head: &RequestHeader, public_health: bool) -> Result<surface::Place, Refusal> {
     let path = head.uri.path();
     let place = surface::find(path)
         .filter(|place| public_health || !place.endpoint.is_health())
@@ -209,7 +213,7 @@ fn unknown_path(path: &str) -> Refusal {
 }
 
 /// The answer of an endpoint that needs no provider.
-fn answer(state: &State, exchange: &Exchange, place: &Place, query: &str) -> Result<Answer, Refusal> {
+fn answer(state: &State, exchange: &Exchange, place: &surface::Place, query: &str) -> Result<Answer, Refusal> {
     let caller = exchange.caller.as_ref();
     match place.endpoint {
         Endpoint::Models => Ok(catalog::models(state, caller)),
@@ -263,7 +267,7 @@ impl ProxyHttp for Gateway {
     fn new_ctx(&self) -> Context {
         let (state, metrics) = (self.state.load_full(), Arc::clone(&self.desk.metrics));
         let exchange = Exchange::new(self.desk.id(), Instant::now(), self.desk.now(), state, metrics);
-        Context { exchange, way: None, begun: false }
+        Context { exchange, way: None, begun: false, told: false }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
@@ -284,12 +288,13 @@ impl ProxyHttp for Gateway {
             Err(refusal) => Err(refusal.into()),
         };
         match admission {
-            Ok(Admission::Forward(admitted, body)) => {
+            Ok(Admission::Forward(admitted, intake)) => {
                 let timeouts = &exchange.state.settings.timeouts;
-                let patience = Patience { first_byte: timeouts.first_byte, idle: timeouts.idle };
+                let hold_200 = admitted.plan.provider.hold_200;
+                let patience = Patience { first_byte: timeouts.first_byte, idle: timeouts.idle, hold_200 };
                 exchange.progress = Progress::Admitted(admitted);
                 let stopping = self.stopping.clone();
-                ctx.way = Some(replay::wrap(&mut session.downstream_session, body, patience, stopping));
+                ctx.way = Some(replay::wrap(&mut session.downstream_session, intake, patience, stopping));
                 Ok(false)
             }
             Ok(Admission::Answer(answer)) => {
@@ -323,8 +328,8 @@ impl ProxyHttp for Gateway {
             ttfb_ms: None,
             reused: false,
         };
-        let splice = Splice::new(admitted.call.edits(&admitted.plan.provider_model));
-        admitted.attempts.push(Attempt { began, connected: None, splice, mask: None, ends: None, interim: 0, log });
+        let editor = Editor::new(&admitted.call, admitted.plan.body_model(), &admitted.body);
+        admitted.attempts.push(Attempt { began, connected: None, editor, mask: None, ends: None, interim: 0, log });
         let addr = match addr {
             Ok(addr) => addr,
             Err(error) => {
@@ -337,6 +342,8 @@ impl ProxyHttp for Gateway {
         peer.options.connection_timeout = Some(timeouts.connect);
         peer.options.total_connection_timeout = Some(timeouts.connect);
         peer.options.write_timeout = Some(timeouts.idle);
+        // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
+        peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
         peer.options.idle_timeout = Some(UPSTREAM_IDLE);
         Ok(Box::new(peer))
     }
@@ -367,9 +374,7 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         let exchange = &ctx.exchange;
         let Some(admitted) = exchange.admitted() else { return Err(internal()) };
-        let delta = admitted.attempts.last().map_or(0, |attempt| attempt.splice.delta());
-        let length = (admitted.body_len as u64).checked_add_signed(delta);
-        // The whole body is here, so that its length is known even where the client's chunks did not say it.
+        let length = admitted.attempts.last().and_then(|attempt| attempt.editor.length());
         rewrite::head(head, &exchange.state, &admitted.plan, length).map_err(refused)
     }
 
@@ -381,7 +386,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let Some(attempt) = ctx.exchange.attempt_mut() else { return Ok(()) };
-        let out = attempt.splice.push(body.take().unwrap_or_default());
+        let out = attempt.editor.push(body.take().unwrap_or_default(), end).map_err(unsendable)?;
         // On the way up, `None` tells Pingora the body has ended: a piece swallowed before the end is an empty one.
         // At the end an empty one would go out as a second last chunk: there it is `None`.
         *body = (!end || !out.is_empty()).then_some(out);
@@ -412,7 +417,8 @@ impl ProxyHttp for Gateway {
         exchange.status = Some(head.status.as_u16());
         let request_id = exchange.request_id();
         let Some(admitted) = exchange.admitted_mut() else { return Ok(()) };
-        let origin = stream::Origin { request_id, attempts: admitted.attempts.len() };
+        let form = admitted.attempts.last().and_then(|attempt| attempt.editor.facts());
+        let origin = stream::Origin { request_id, attempts: admitted.attempts.len(), form };
         stream::head(head, &admitted.plan, &admitted.call, &origin);
         let mask = stream::mask(head, &admitted.plan);
         if let Some(attempt) = admitted.attempts.last_mut() {
@@ -460,12 +466,27 @@ impl ProxyHttp for Gateway {
         reused: bool,
     ) -> Box<Error> {
         error.retry.decide_reuse(reused);
-        if *error.esource() == ErrorSource::Upstream || root(&error).is_some() {
+        let refusal = root(&error);
+        if let Some(refusal) = refusal.filter(|refusal| refusal.is_the_clients()) {
+            note(&mut ctx.exchange, refusal.code());
+        } else if refusal.is_some() || *error.esource() == ErrorSource::Upstream {
             self.attempt_failed(&mut ctx.exchange, reason(&error));
         }
         let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
-        let stale = ctx.exchange.attempt_mut().is_some_and(|attempt| was_stale(&error, attempt, Instant::now()));
-        error.set_retry(stale && !answered(session) && attempts < ATTEMPTS_MAX);
+        let again = !answered(session) && !session.as_ref().retry_buffer_truncated() && attempts < ATTEMPTS_MAX;
+        if let Some(insert_at) = length_unkept(&error) {
+            note(&mut ctx.exchange, "model_absent");
+            if let Some(admitted) = ctx.exchange.admitted_mut().filter(|_| again) {
+                admitted.body.model = Place::Absent { insert_at };
+                error.set_retry(true);
+                return error;
+            }
+            return refused(Refusal::MissingField("model"));
+        }
+        let now = Instant::now();
+        let attempt = ctx.exchange.attempt_mut();
+        let stale = attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, now));
+        error.set_retry(stale && again);
         error
     }
 
@@ -478,8 +499,9 @@ impl ProxyHttp for Gateway {
         let error_code = refusal.as_ref().map_or(0, Refusal::status);
         if let Some(refusal) = refusal {
             session.set_keepalive(None);
-            if let Err(error) = self.refuse(session, &mut ctx.exchange, refusal).await {
-                log::debug!("the client did not take its refusal: {error}");
+            match self.refuse(session, &mut ctx.exchange, refusal).await {
+                Ok(()) => ctx.told = true,
+                Err(error) => log::debug!("the client did not take its refusal: {error}"),
             }
         }
         FailToProxy { error_code, can_reuse_downstream: false }
@@ -491,9 +513,13 @@ impl ProxyHttp for Gateway {
         }
         let (end, code) = ended(&ctx.exchange, ctx.begun, error);
         let exchange = &mut ctx.exchange;
+        exchange.meter.bytes_in = session.downstream_session.body_bytes_read() as u64;
+        if !answered(session) {
+            exchange.status = None;
+        }
         let audited = !exchange.is_a_strangers() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
-        if error.is_none() && matches!(exchange.progress, Progress::Refused(_)) {
+        if (error.is_none() || ctx.told) && !session.is_body_done() {
             drain(session).await;
         }
     }
@@ -519,6 +545,13 @@ impl Gateway {
         let Attempted { provider, peer, .. } = &attempt.log;
         log::warn!("{provider} at {peer}: {reason}, request {id}");
         self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
+    }
+}
+
+/// An attempt ended, and not for anything the provider did.
+fn note(exchange: &mut Exchange, reason: &'static str) {
+    if let Some(attempt) = exchange.attempt_mut() {
+        attempt.log.error.get_or_insert(reason);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod listen;
 
 pub mod admin;
+pub mod admission;
 pub mod desk;
 pub mod exchange;
 pub mod failure;

@@ -21,6 +21,9 @@ pub struct Metrics {
     pub head_refusals: IntCounterVec,
     pub credential_refusals: IntCounter,
     pub unrecorded_refusals: IntCounter,
+    pub spool_bytes: IntGauge,
+    pub spool_files: IntGauge,
+    pub spool_refusals: IntCounterVec,
     pub records_waiting: IntGauge,
     pub records_writable: IntGauge,
     pub reloads: IntCounterVec,
@@ -32,12 +35,7 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
-        let info = IntGauge::with_opts(
-            Opts::new("aulos_build_info", "The version that runs; always 1.")
-                .const_label("version", env!("CARGO_PKG_VERSION")),
-        )?;
-        info.set(1);
-        register(r, info)?;
+        register(r, build_info()?)?;
         let overhead = HistogramOpts::new("aulos_overhead_seconds", "Time before forwarding that was ours.")
             .buckets(vec![20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3]);
         let duration = HistogramOpts::new("aulos_request_duration_seconds", "From the head to the last byte.")
@@ -82,6 +80,12 @@ impl Metrics {
                     "Requests refused without an audit record: a flood without keys, or no room for records.",
                 )?,
             )?,
+            spool_bytes: register(r, gauge("aulos_spool_bytes", "Bytes of uploads that are kept now.")?)?,
+            spool_files: register(r, gauge("aulos_spool_files", "Uploads that are kept in a file now.")?)?,
+            spool_refusals: register(
+                r,
+                counters("aulos_spool_refusals_total", "Uploads that could not be kept, or no longer.", &["reason"])?,
+            )?,
             records_waiting: register(
                 r,
                 gauge(
@@ -105,6 +109,13 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+fn build_info() -> prometheus::Result<IntGauge> {
+    let version = Opts::new("aulos_build_info", "The version that runs; always 1.");
+    let info = IntGauge::with_opts(version.const_label("version", env!("CARGO_PKG_VERSION")))?;
+    info.set(1);
+    Ok(info)
 }
 
 fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> prometheus::Result<M> {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::wire::json::Fault;
+use crate::wire::multipart;
 
 /// A request that was not served, and why. The text is for the client: no provider's words or numbers in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,8 +30,8 @@ pub enum Refusal {
     MethodNotAllowed { method: String, allow: &'static str },
     #[error("A request body with `Content-Encoding` is not accepted here; send it as it is.")]
     ContentEncoding,
-    #[error("This endpoint takes `application/json`.")]
-    MediaType,
+    #[error("This endpoint takes `{0}`.")]
+    MediaType(&'static str),
     #[error("{0}")]
     MissingKey(&'static str),
     #[error("Incorrect API key provided.")]
@@ -49,12 +50,22 @@ pub enum Refusal {
     InvalidModel,
     #[error("The body is not valid JSON: {reason} at byte {at}.")]
     InvalidJson { reason: &'static str, at: usize },
+    #[error("The `Content-Type` of the form is not valid: {0}.")]
+    InvalidBoundary(&'static str),
+    #[error("The form is not valid multipart/form-data: {reason} at byte {at}.")]
+    InvalidMultipart { reason: &'static str, at: u64 },
+    #[error("The form ended without its closing delimiter.")]
+    MultipartTruncated,
+    #[error("Which field of the form is the model can be read in two ways: {0}.")]
+    AmbiguousModel(Cow<'static, str>),
     #[error("The body names `{key}` twice.")]
     DuplicateKey { key: String },
     #[error("`{0}` is required.")]
     MissingField(&'static str),
     #[error("`{param}` {reason}.")]
     InvalidValue { param: &'static str, reason: String },
+    #[error("`{field}` {reason}.")]
+    InvalidForm { field: String, reason: &'static str },
     #[error("The request body is larger than the limit of {max} bytes.")]
     BodyTooLarge { max: usize },
     #[error("The request body is not validly chunked.")]
@@ -67,6 +78,8 @@ pub enum Refusal {
     Overloaded,
     #[error("Usage records cannot be written right now, so nothing is forwarded. Try again shortly.")]
     RecordsUnavailable,
+    #[error("There is no room to keep this upload until its model is known. Try again shortly, or send `model` first.")]
+    SpoolFull,
     #[error("No provider could be reached for this request.")]
     UpstreamUnavailable,
     #[error("The provider did not answer in time.")]
@@ -86,6 +99,28 @@ impl From<Fault> for Refusal {
         match fault {
             Fault::Syntax { reason, at } => Self::InvalidJson { reason, at },
             Fault::DuplicateKey { key } => Self::DuplicateKey { key },
+        }
+    }
+}
+
+impl From<multipart::Fault> for Refusal {
+    fn from(fault: multipart::Fault) -> Self {
+        match fault {
+            multipart::Fault::Syntax { reason, at } => Self::InvalidMultipart { reason, at },
+            multipart::Fault::Ambiguous { reason, .. } => Self::AmbiguousModel(reason.into()),
+            multipart::Fault::FieldTooLong { name } if name == "model" => Self::InvalidModel,
+            multipart::Fault::FieldTooLong { name } => Self::InvalidForm { field: name, reason: "is too long" },
+            multipart::Fault::Truncated => Self::MultipartTruncated,
+        }
+    }
+}
+
+impl From<multipart::BoundaryFault> for Refusal {
+    fn from(fault: multipart::BoundaryFault) -> Self {
+        match fault {
+            multipart::BoundaryFault::NotMultipart => Self::MediaType("multipart/form-data"),
+            multipart::BoundaryFault::Missing => Self::InvalidBoundary("it has no boundary"),
+            multipart::BoundaryFault::Invalid(reason) => Self::InvalidBoundary(reason),
         }
     }
 }
@@ -111,7 +146,7 @@ impl Refusal {
             Self::HttpVersion => (505, INVALID, "http_version_not_supported"),
             Self::UnknownPath { .. } => (404, INVALID, "unknown_url"),
             Self::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed"),
-            Self::ContentEncoding | Self::MediaType => (415, INVALID, "unsupported_media_type"),
+            Self::ContentEncoding | Self::MediaType(_) => (415, INVALID, "unsupported_media_type"),
             Self::MissingKey(_) | Self::InvalidKey | Self::ConflictingKeys => (401, AUTH, "invalid_api_key"),
             Self::InvalidUserPath(_) => (400, INVALID, "invalid_user_path"),
             Self::AccessDenied { status, .. } => (*status, INVALID, "model_access_denied"),
@@ -119,13 +154,18 @@ impl Refusal {
             Self::ModelConflict { .. } => (400, INVALID, "model_conflict"),
             Self::InvalidModel => (400, INVALID, "invalid_model"),
             Self::InvalidJson { .. } => (400, INVALID, "invalid_json"),
+            Self::InvalidBoundary(_) | Self::InvalidMultipart { .. } | Self::MultipartTruncated => {
+                (400, INVALID, "invalid_multipart")
+            }
+            Self::AmbiguousModel(_) => (400, INVALID, "ambiguous_model"),
             Self::DuplicateKey { .. } => (400, INVALID, "duplicate_key"),
             Self::MissingField(_) => (400, INVALID, "missing_required_parameter"),
-            Self::InvalidValue { .. } => (400, INVALID, "invalid_value"),
+            Self::InvalidValue { .. } | Self::InvalidForm { .. } => (400, INVALID, "invalid_value"),
             Self::BodyTooLarge { .. } => (413, INVALID, "request_too_large"),
             Self::BodyTruncated => (400, INVALID, "incomplete_body"),
             Self::Unsupported { .. } => (400, INVALID, "unsupported_endpoint"),
             Self::Overloaded => (503, SERVER, "overloaded"),
+            Self::SpoolFull => (503, SERVER, "spool_full"),
             Self::RecordsUnavailable => (503, SERVER, "records_unavailable"),
             Self::UpstreamUnavailable => (502, SERVER, "upstream_unavailable"),
             Self::UpstreamTimeout => (504, SERVER, "upstream_timeout"),
@@ -149,9 +189,12 @@ impl Refusal {
         match self {
             Self::MissingField(param) | Self::InvalidValue { param, .. } => Some(param),
             Self::DuplicateKey { key } => Some(key),
-            Self::AccessDenied { .. } | Self::UnknownModel { .. } | Self::ModelConflict { .. } | Self::InvalidModel => {
-                Some("model")
-            }
+            Self::InvalidForm { field, .. } => Some(field),
+            Self::AccessDenied { .. }
+            | Self::UnknownModel { .. }
+            | Self::ModelConflict { .. }
+            | Self::AmbiguousModel(_)
+            | Self::InvalidModel => Some("model"),
             _ => None,
         }
     }
@@ -172,7 +215,7 @@ impl Refusal {
                 headers.push(("www-authenticate", "Bearer realm=\"aulos\"".to_owned()));
             }
             Self::MethodNotAllowed { allow, .. } => headers.push(("allow", (*allow).to_owned())),
-            Self::Overloaded | Self::RecordsUnavailable => {
+            Self::Overloaded | Self::RecordsUnavailable | Self::SpoolFull => {
                 headers.push(("retry-after", RETRY_AFTER.as_secs().to_string()));
             }
             _ => {}
@@ -192,6 +235,7 @@ impl Refusal {
                 | Self::BodyTruncated
                 | Self::Overloaded
                 | Self::RecordsUnavailable
+                | Self::SpoolFull
                 | Self::UpstreamUnavailable
                 | Self::UpstreamTimeout
                 | Self::UpstreamInvalid
@@ -202,6 +246,11 @@ impl Refusal {
     /// Whether nobody can tell where the request's body ends.
     pub fn is_of_a_broken_body(&self) -> bool {
         matches!(self, Self::InvalidBody | Self::BodyTruncated)
+    }
+
+    /// Whether the client's request is at fault, and not a provider or the gateway.
+    pub fn is_the_clients(&self) -> bool {
+        (400..500).contains(&self.status())
     }
 
     /// Whether a credential is what was wrong. Such refusals are counted, and recorded only so often.

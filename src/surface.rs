@@ -1,6 +1,6 @@
 //! The paths aulos serves, and what each one means.
 //!
-//! Everything is under `/v1`, `/api/v1` and `/openai/v1` (Azure's spelling of the same), and speech and chat also
+//! Everything is under `/v1`, `/api/v1` and `/openai/v1` (Azure's spelling of the same), and what is forwarded also
 //! under `/openai/deployments/{deployment}`, where the path names the model.
 
 use percent_encoding::percent_decode_str;
@@ -9,6 +9,8 @@ use percent_encoding::percent_decode_str;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     Speech,
+    Transcription,
+    Translation,
     Chat,
     Models,
     Model,
@@ -19,10 +21,15 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Those that a provider serves.
+    pub const FORWARDED: [Self; 4] = [Self::Speech, Self::Transcription, Self::Translation, Self::Chat];
+
     /// The name in records and metrics.
     pub fn op(self) -> &'static str {
         match self {
             Self::Speech => "speech",
+            Self::Transcription => "transcription",
+            Self::Translation => "translation",
             Self::Chat => "chat",
             Self::Models | Self::Model => "models",
             Self::AudioModels => "audio_models",
@@ -34,7 +41,7 @@ impl Endpoint {
     /// The methods it answers, as `Allow` lists them.
     pub fn allow(self) -> &'static str {
         match self {
-            Self::Speech | Self::Chat => "POST",
+            _ if self.is_forwarded() => "POST",
             _ => "GET, HEAD",
         }
     }
@@ -45,7 +52,12 @@ impl Endpoint {
 
     /// Whether a request of this kind goes to a provider.
     pub fn is_forwarded(self) -> bool {
-        matches!(self, Self::Speech | Self::Chat)
+        Self::FORWARDED.contains(&self)
+    }
+
+    /// Whether its body is a form with a file, not JSON.
+    pub fn is_upload(self) -> bool {
+        matches!(self, Self::Transcription | Self::Translation)
     }
 
     pub fn is_health(self) -> bool {
@@ -84,7 +96,14 @@ pub fn find(path: &str) -> Option<Place> {
 
 /// What to tell a client that asked for something that is not here.
 pub fn hint(path: &str) -> &'static str {
-    let doubled = ["/v1/v1/", "/v1/api/v1/", "/audio/speech/audio/", "/chat/completions/"];
+    let doubled = [
+        "/v1/v1/",
+        "/v1/api/v1/",
+        "/audio/speech/audio/",
+        "/audio/transcriptions/audio/",
+        "/audio/translations/audio/",
+        "/chat/completions/",
+    ];
     if doubled.iter().any(|twice| path.contains(twice)) {
         "The path stands there twice: set the base URL to `…/v1`, without an endpoint behind it."
     } else if unified(path.trim_start_matches('/')).is_some() {
@@ -105,6 +124,8 @@ fn health(path: &str) -> Option<Endpoint> {
 fn unified(rest: &str) -> Option<Endpoint> {
     match rest {
         "audio/speech" => Some(Endpoint::Speech),
+        "audio/transcriptions" => Some(Endpoint::Transcription),
+        "audio/translations" => Some(Endpoint::Translation),
         "chat/completions" => Some(Endpoint::Chat),
         "models" => Some(Endpoint::Models),
         "audio/models" => Some(Endpoint::AudioModels),
@@ -140,6 +161,10 @@ mod tests {
             ("/openai/v1/audio/speech", place(Endpoint::Speech, None)),
             ("/openai/deployments/my-tts/audio/speech", place(Endpoint::Speech, Some("my-tts"))),
             ("/openai/deployments/a%2Fb/chat/completions", place(Endpoint::Chat, Some("a/b"))),
+            ("/v1/audio/transcriptions", place(Endpoint::Transcription, None)),
+            ("/api/v1/audio/translations", place(Endpoint::Translation, None)),
+            ("/openai/deployments/w/audio/transcriptions", place(Endpoint::Transcription, Some("w"))),
+            ("/openai/deployments/w/audio/translations", place(Endpoint::Translation, Some("w"))),
             ("/openai/deployments/my-tts/models", None),
             ("/openai/deployments//audio/speech", None),
             ("/v1/models", place(Endpoint::Models, None)),

@@ -77,7 +77,7 @@ fn find<'s>(state: &'s State, caller: Option<&Caller>, id: &str) -> Option<Liste
         return None;
     }
     let provider = state.provider(&route.provider)?;
-    [Endpoint::Speech, Endpoint::Chat].iter().find_map(|endpoint| provider.kind.path(*endpoint))?;
+    Endpoint::FORWARDED.iter().find(|endpoint| provider.kind.serves(**endpoint))?;
     Some(Listed {
         id: id.to_owned(),
         owned_by: provider.name.clone(),

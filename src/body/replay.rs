@@ -1,9 +1,13 @@
 //! The session wrapper: presents what was read early, then the socket, as the request's body, and rewinds for the
 //! next attempt.
 //!
-//! It is also where the waiting for a provider is bounded. Pingora has one read timeout; here `first_byte` runs
-//! from the end of the request to the beginning of the answer, and `idle` between two pieces of the answer. A slow
-//! client does not count: while it is written to, nobody waits for the provider.
+//! It is also where the waiting is bounded. Pingora has one read timeout, and none for uploads over HTTP/2; here
+//! `idle` runs between two pieces of the upload, `first_byte` from the end of the request to the beginning of the
+//! answer, and `idle` again between two pieces of the answer. A slow client does not count: while it is written to,
+//! nobody waits for the provider.
+//!
+//! Where it is asked for, the head of a successful answer waits here for the first bytes behind it: a provider that
+//! says 200 and then nothing has failed, and the client can still be told so.
 //!
 //! Everything that is awaited can be dropped at any point: state changes only after an await, never across one.
 
@@ -25,34 +29,36 @@ use pingora_core::server::ShutdownWatch;
 use pingora_core::{Error, ErrorType, Result};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::body::intake::Intake;
+use crate::body::read::Failed;
 use crate::refusal::Refusal;
 
-/// Bytes handed over at once: what has to be taken within one write's time.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
-
-/// How long to wait for a provider.
+/// How long to wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// From the end of the request to the beginning of the answer.
     pub first_byte: Duration,
-    /// Between two pieces of the answer.
+    /// Between two pieces of the upload, or of the answer.
     pub idle: Duration,
+    /// Whether a 200 counts only with the first bytes behind it.
+    pub hold_200: bool,
 }
 
 /// Where the wrapped session is found when the wrapper is gone.
 #[derive(Clone, Default)]
 pub struct Way(Arc<Mutex<Option<Box<ServerSession>>>>);
 
-/// Puts a wrapper around `session`, whose body has been read up to the end of `read`.
-pub fn wrap(session: &mut Box<ServerSession>, read: Bytes, patience: Patience, stopping: ShutdownWatch) -> Way {
+/// Puts a wrapper around `session`, whose body has been read up to the end of `intake`.
+pub fn wrap(session: &mut Box<ServerSession>, intake: Intake, patience: Patience, stopping: ShutdownWatch) -> Way {
     let way = Way::default();
     let inner = std::mem::replace(session, placeholder());
     let replay = Replay {
         inner: Some(inner),
-        read,
+        intake,
         position: 0,
         patience,
-        waiting: Waiting::NotYet,
+        waiting: Waiting::Nobody,
+        held: None,
         alarm: None,
         stopping,
         way: way.clone(),
@@ -73,6 +79,24 @@ pub fn unwrap(session: &mut Box<ServerSession>, way: &Way) {
     }
 }
 
+/// Whether a head that waited can go: there is something behind it, or nothing will come any more.
+fn is_substance(task: &HttpTask) -> bool {
+    match task {
+        HttpTask::Body(body, end) => *end || body.as_ref().is_some_and(|body| !body.is_empty()),
+        HttpTask::Failed(_) => false,
+        _ => true,
+    }
+}
+
+fn refused(refusal: Refusal) -> Box<Error> {
+    Error::because(ErrorType::HTTPStatus(refusal.status()), "in the body", refusal)
+}
+
+fn unreadable(error: std::io::Error) -> Box<Error> {
+    log::error!("what was spooled of an upload cannot be read: {error}");
+    refused(Refusal::Internal)
+}
+
 /// HTTP/1.0 knows no chunks (RFC 9112 §6.1): an answer without a length ends with its connection.
 fn end_by_closing(task: &mut HttpTask) {
     if let HttpTask::Header(head, _) = task {
@@ -87,25 +111,29 @@ fn placeholder() -> Box<ServerSession> {
 struct Replay {
     /// Always there until `Drop` hands it back.
     inner: Option<Box<ServerSession>>,
-    read: Bytes,
-    /// How much of `read` this attempt has been given.
-    position: usize,
+    intake: Intake,
+    /// How many bytes of the body this attempt has been given.
+    position: u64,
     patience: Patience,
     waiting: Waiting,
+    /// The head of an answer whose first bytes have not come.
+    held: Option<HttpTask>,
     /// One timer a request: it is set again only when it rings too early.
     alarm: Option<Pin<Box<Sleep>>>,
     stopping: ShutdownWatch,
     way: Way,
 }
 
-/// What the provider owes us next.
+/// Who owes us something next.
 #[derive(Clone, Copy)]
 enum Waiting {
-    /// The request is still being sent.
-    NotYet,
-    /// The head of its answer; the request was sent at this time.
+    /// What is here is being sent.
+    Nobody,
+    /// The client: more of its upload, since this time.
+    Upload(Instant),
+    /// The provider. The head of its answer; the request was sent at this time.
     Head(Instant),
-    /// More of its answer; the last piece was passed on at this time.
+    /// The provider: more of its answer; the last piece was passed on at this time.
     More(Instant),
 }
 
@@ -126,13 +154,13 @@ impl Replay {
         self.inner.as_mut().expect("the wrapped session is there until the wrapper is dropped")
     }
 
-    /// Rings when the provider has kept us waiting too long.
+    /// Rings when somebody has kept us waiting too long.
     async fn alarm(waiting: &Waiting, patience: Patience, alarm: &mut Option<Pin<Box<Sleep>>>) -> Box<Error> {
         loop {
             let due = match waiting {
-                Waiting::NotYet => return std::future::pending().await,
+                Waiting::Nobody => return std::future::pending().await,
                 Waiting::Head(since) => *since + patience.first_byte,
-                Waiting::More(since) => *since + patience.idle,
+                Waiting::Upload(since) | Waiting::More(since) => *since + patience.idle,
             };
             let sleep = alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
             if sleep.deadline() > due {
@@ -140,10 +168,49 @@ impl Replay {
             }
             sleep.as_mut().await;
             if Instant::now() >= due {
-                return Error::because(ErrorType::ReadTimedout, "waiting for the provider", Refusal::UpstreamTimeout);
+                return match waiting {
+                    Waiting::Upload(_) => refused(Refusal::BodyTimeout),
+                    _ => refused(Refusal::UpstreamTimeout),
+                };
             }
             sleep.as_mut().reset(due);
         }
+    }
+
+    /// One more piece of an upload, which goes on.
+    fn pass(&mut self, read: Result<Option<Bytes>>) -> Result<Option<Bytes>> {
+        let piece = read.map_err(|error| match Failed::from(error) {
+            Failed::Refused(refusal) => refused(refusal),
+            Failed::Gone(error) => error,
+        })?;
+        // While the upload goes on, the provider has no reason to say more.
+        self.waiting = match self.waiting {
+            Waiting::More(_) => Waiting::More(Instant::now()),
+            _ => Waiting::Nobody,
+        };
+        if let Some(piece) = &piece {
+            self.intake.pass(piece).map_err(refused)?;
+            self.position = self.intake.len();
+        }
+        Ok(piece)
+    }
+
+    /// Keeps the head of a successful answer until something comes behind it. An error before that is the answer's.
+    fn hold(&mut self, mut tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
+        if let Some(held) = self.held.take() {
+            tasks.insert(0, held);
+        }
+        let waits = |task: &HttpTask| matches!(task, HttpTask::Header(head, false) if head.status.is_success());
+        if !self.patience.hold_200 || !tasks.first().is_some_and(waits) || tasks.iter().skip(1).any(is_substance) {
+            return Ok(tasks);
+        }
+        let mut rest = tasks.drain(1..);
+        if let Some(HttpTask::Failed(error)) = rest.find(|task| matches!(task, HttpTask::Failed(_))) {
+            return Err(error);
+        }
+        drop(rest);
+        self.held = tasks.pop();
+        Ok(Vec::new())
     }
 
     /// A connection that will not be used again says so.
@@ -159,7 +226,8 @@ impl CustomSession for Replay {
     fn enable_retry_buffering(&mut self) {
         // Called once at the beginning of each attempt.
         self.position = 0;
-        self.waiting = Waiting::NotYet;
+        self.waiting = Waiting::Nobody;
+        self.held = None;
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
@@ -167,34 +235,39 @@ impl CustomSession for Replay {
     }
 
     fn retry_buffer_truncated(&self) -> bool {
-        false
+        !self.intake.is_replayable()
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.read.is_empty() && self.inner_mut().is_body_done()
+        self.intake.is_empty() && self.inner_mut().is_body_done()
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.position == self.read.len() && self.inner_mut().is_body_done()
+        self.position == self.intake.len() && self.inner_mut().is_body_done()
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        if !no_body_expected && self.position < self.read.len() {
-            let end = self.read.len().min(self.position + PIECE_BYTES_MAX);
-            let piece = self.read.slice(self.position..end);
-            self.position = end;
+        if !no_body_expected && self.position < self.intake.len() {
+            let piece = self.intake.read(self.position).map_err(unreadable)?;
+            self.position += piece.len() as u64;
             return Ok(Some(piece));
         }
         let done = no_body_expected || self.inner_mut().is_body_done();
-        if done && matches!(self.waiting, Waiting::NotYet) {
-            self.waiting = Waiting::Head(Instant::now());
+        if !done {
+            self.intake.room().await;
         }
+        self.waiting = match self.waiting {
+            Waiting::Nobody | Waiting::Upload(_) if done => Waiting::Head(Instant::now()),
+            Waiting::Nobody => Waiting::Upload(Instant::now()),
+            waiting => waiting,
+        };
         let Self { inner, waiting, patience, alarm, .. } = self;
         let Some(inner) = inner else { return Ok(None) };
-        tokio::select! {
+        let read = tokio::select! {
             read = inner.read_body_or_idle(done) => read,
             late = Self::alarm(waiting, *patience, alarm) => Err(late),
-        }
+        };
+        if done { read } else { self.pass(read) }
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
@@ -208,6 +281,11 @@ impl CustomSession for Replay {
     async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
         // Interim answers are the provider's word to us, and do not begin the answer.
         tasks.retain(|task| !matches!(task, HttpTask::Header(head, _) if head.status.is_informational()));
+        if tasks.is_empty() {
+            return Ok(false);
+        }
+        let mut tasks = self.hold(tasks)?;
+        self.waiting = Waiting::More(Instant::now());
         if tasks.is_empty() {
             return Ok(false);
         }
@@ -340,5 +418,72 @@ impl CustomSession for Replay {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A wrapper that holds heads back, or does not.
+    fn replay(hold_200: bool) -> Replay {
+        let patience = Patience { first_byte: Duration::MAX, idle: Duration::MAX, hold_200 };
+        Replay {
+            inner: Some(placeholder()),
+            intake: Intake::whole(Bytes::new()),
+            position: 0,
+            patience,
+            waiting: Waiting::Nobody,
+            held: None,
+            alarm: None,
+            stopping: tokio::sync::watch::channel(false).1,
+            way: Way::default(),
+        }
+    }
+
+    fn task(written: &str) -> HttpTask {
+        let head = |status, end| match ResponseHeader::build(status, None) {
+            Ok(head) => HttpTask::Header(Box::new(head), end),
+            Err(error) => HttpTask::Failed(error),
+        };
+        match written {
+            "200" => head(200, false),
+            "200 alone" => head(200, true),
+            "500" => head(500, false),
+            "nothing" => HttpTask::Body(Some(Bytes::new()), false),
+            "end" => HttpTask::Body(None, true),
+            "broken" => HttpTask::Failed(Error::new(ErrorType::ConnectionClosed)),
+            bytes => HttpTask::Body(Some(bytes.to_owned().into()), false),
+        }
+    }
+
+    /// What goes on of each batch: how many tasks, or that the answer has failed.
+    fn passed(hold_200: bool, batches: &[&[&str]]) -> Vec<Option<usize>> {
+        let mut replay = replay(hold_200);
+        let tasks = |batch: &&[&str]| batch.iter().map(|written| task(written)).collect();
+        batches.iter().map(|batch| replay.hold(tasks(batch)).ok().map(|tasks| tasks.len())).collect()
+    }
+
+    #[test]
+    fn a_200_waits_for_what_is_behind_it_where_that_is_asked_for() {
+        for (label, batches, held, not_held) in [
+            ("audio", &[&["200"][..], &["a"], &["b"]][..], vec![Some(0), Some(2), Some(1)], vec![Some(1); 3]),
+            ("at once", &[&["200", "a", "b"]], vec![Some(3)], vec![Some(3)]),
+            (
+                "empty pieces first",
+                &[&["200", "nothing"], &["nothing"], &["a"]],
+                vec![Some(0), Some(0), Some(2)],
+                vec![Some(2), Some(1), Some(1)],
+            ),
+            ("an empty answer", &[&["200"], &["end"]], vec![Some(0), Some(2)], vec![Some(1); 2]),
+            ("nothing will come", &[&["200 alone"]], vec![Some(1)], vec![Some(1)]),
+            ("it breaks first", &[&["200"], &["broken"]], vec![Some(0), None], vec![Some(1); 2]),
+            ("it breaks at once", &[&["200", "nothing", "broken"]], vec![None], vec![Some(3)]),
+            ("it breaks later", &[&["200", "a", "broken"]], vec![Some(3)], vec![Some(3)]),
+            ("it is none", &[&["500"], &["broken"]], vec![Some(1); 2], vec![Some(1); 2]),
+        ] {
+            assert_eq!(passed(true, batches), held, "{label}");
+            assert_eq!(passed(false, batches), not_held, "{label}, not asked for");
+        }
     }
 }

@@ -35,13 +35,19 @@ pub struct Entry {
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     Speech,
+    /// Of speech, in its own language or translated.
+    Transcription,
     Chat,
 }
 
 impl Task {
     /// Whether a request to this endpoint can be for a model of this task.
     pub fn fits(self, endpoint: Endpoint) -> bool {
-        matches!((self, endpoint), (Self::Speech, Endpoint::Speech) | (Self::Chat, Endpoint::Chat))
+        match self {
+            Self::Speech => endpoint == Endpoint::Speech,
+            Self::Transcription => endpoint.is_upload(),
+            Self::Chat => endpoint == Endpoint::Chat,
+        }
     }
 }
 

@@ -10,11 +10,12 @@ use super::{Config, Failed, WithoutSecrets, load};
 use crate::config::settings::Key;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{self, Caller};
-use crate::stage::inspect;
-use crate::stage::route::{self, Asked};
+use crate::stage::inspect::{self, Call};
+use crate::stage::route::{self, Plan};
 use crate::state::State;
 use crate::surface;
 use crate::wire::json::{Member, Scanner};
+use crate::wire::multipart::Boundary;
 
 #[derive(Debug, Args)]
 pub(super) struct Route {
@@ -35,6 +36,9 @@ pub(super) struct Route {
     /// The body, as JSON; without it the model is not looked for.
     #[arg(long)]
     json: Option<String>,
+    /// The model that the form of an upload names.
+    #[arg(long)]
+    model: Option<String>,
     /// The path, with its query.
     #[arg(default_value = "/v1/audio/speech")]
     path: String,
@@ -98,6 +102,11 @@ impl Dry<'_> {
             return Ok(());
         }
         let named = inspect::named(&place, self.headers, self.uri.query().unwrap_or_default())?;
+        if place.endpoint.is_upload() {
+            let call = inspect::upload(place.endpoint, named, boundary()?, self.args.model.as_deref())?;
+            return self.routed(&caller, &call, said);
+        }
+        inspect::media(place.endpoint, self.headers)?;
         let Some(body) = self.args.json.as_deref().map(str::as_bytes) else {
             said.push(("body", "give one with --json, and the rest is said too".to_owned()));
             return Ok(());
@@ -120,12 +129,7 @@ impl Dry<'_> {
         Ok(caller)
     }
 
-    fn routed(
-        &self,
-        caller: &Caller,
-        call: &inspect::Call,
-        said: &mut Vec<(&'static str, String)>,
-    ) -> Result<(), Refusal> {
+    fn routed(&self, caller: &Caller, call: &Call, said: &mut Vec<(&'static str, String)>) -> Result<(), Refusal> {
         let name = self.state.unaliased(&call.model);
         let kind = match () {
             () if name != call.model => format!(" is an alias of `{name}`"),
@@ -134,22 +138,35 @@ impl Dry<'_> {
             () => " is no model, no alias, and begins with no provider's name".to_owned(),
         };
         said.push(("model", format!("`{}`{kind}", call.model)));
-        let asked = Asked { model: &call.model, provider: call.provider.as_deref(), endpoint: call.endpoint };
-        let plan = route::plan(self.state, caller, asked)?;
+        let plan = route::plan(self.state, caller, call.into())?;
         let judged = if self.args.key.is_some() { "allowed" } else { "not judged without --key" };
         said.push(("access", judged.to_owned()));
         let base = &plan.provider.base_url;
         let scheme = if base.tls { "https" } else { "http" };
         let (provider, model) = (&plan.provider.name, &plan.provider_model);
-        let url = format!("{scheme}://{}{}{}", base.authority(), base.path, plan.path);
+        let url = format!("{scheme}://{}{}{}", base.authority(), base.path, plan.target.path);
         said.push(("candidate", format!("1. {provider}/{model} at {url}")));
         call.check(&plan.bounds(self.state))?;
-        let edits = call.edits(model);
-        let edits: Vec<_> = edits.iter().map(|edit| String::from_utf8_lossy(&edit.with).into_owned()).collect();
-        let body = if edits.is_empty() { "is sent as it is".to_owned() } else { format!("gets {}", edits.join(", ")) };
-        said.push(("body", body));
+        said.push(("body", self.body(call, &plan)));
         Ok(())
     }
+
+    /// What becomes of the body.
+    fn body(&self, call: &Call, plan: &Plan) -> String {
+        let edits: Vec<String> = match (call.json(), plan.body_model()) {
+            (Some(json), name) => {
+                json.edits(name).iter().map(|edit| String::from_utf8_lossy(&edit.with).into_owned()).collect()
+            }
+            (None, Some(name)) if self.args.model.as_deref() != Some(name) => vec![format!("the model `{name}`")],
+            (None, _) => Vec::new(),
+        };
+        if edits.is_empty() { "is sent as it is".to_owned() } else { format!("gets {}", edits.join(", ")) }
+    }
+}
+
+/// Of a form that nobody sends.
+fn boundary() -> Result<Boundary, Refusal> {
+    Ok(Boundary::parse("multipart/form-data; boundary=aulos")?)
 }
 
 fn members(body: &[u8]) -> Result<Vec<Member>, Refusal> {
@@ -214,6 +231,7 @@ mod tests {
             method: "POST".to_owned(),
             headers: header.iter().map(|line| (*line).to_owned()).collect(),
             json: json.map(str::to_owned),
+            model: None,
             path: path.to_owned(),
         };
         let now = "2026-11-20T12:00:00Z".parse().expect("a time");

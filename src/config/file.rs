@@ -13,7 +13,7 @@ use super::access;
 use super::complaint::{Finding, quote};
 use super::names::Names;
 use super::secret;
-use super::settings::{BaseUrl, Limits, Listener, Model, Provider, Route, Server, Settings, Timeouts, Tls};
+use super::settings::{BaseUrl, Limits, Listener, Model, Provider, Route, Server, Settings, Spool, Timeouts, Tls};
 use super::table::{Entry, Item, Reader, Section};
 use super::values;
 use crate::provider;
@@ -34,6 +34,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
     let server = server(reader, root.section("server"));
     let timeouts = timeouts(root.section("timeouts"));
     let limits = limits(root.section("limits"));
+    let spool = spool(root.section("spool"));
     let (written_providers, written_models) = (root.section("providers").named(), root.section("models").named());
     let (written_aliases, written_keys) = (root.section("aliases").named(), root.section("keys").named());
     let written_paths = root.section("paths").named();
@@ -49,6 +50,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
         server,
         timeouts,
         limits,
+        spool,
         providers: providers.collect(),
         models: models.collect(),
         aliases: names.aliases(reader, written_aliases),
@@ -210,15 +212,31 @@ fn timeouts(mut table: Section) -> Timeouts {
 }
 
 fn limits(mut table: Section) -> Limits {
-    let size = |item: Item| match item.value() {
-        DeValue::Integer(_) => item.integer(1..=usize::MAX),
-        _ => item.parse(SIZE, values::size),
-    };
-    let json_body = table.take("json_body").and_then(size).unwrap_or(1 << 20);
-    let chat_body = table.take("chat_body").and_then(size).unwrap_or(json_body);
+    let json_body = size(&mut table, "json_body", 1).unwrap_or(1 << 20);
+    let chat_body = size(&mut table, "chat_body", 1).unwrap_or(json_body);
+    let upload_body = size(&mut table, "upload_body", 1).unwrap_or(100 << 20);
     let in_flight = table.take("in_flight").and_then(|item| item.integer(1..=IN_FLIGHT_MAX)).unwrap_or(4096);
     table.finish();
-    Limits { json_body, chat_body, in_flight }
+    Limits { json_body, chat_body, upload_body, in_flight }
+}
+
+fn spool(mut table: Section) -> Spool {
+    let spool = Spool {
+        memory_bytes: size(&mut table, "memory_bytes", 0).unwrap_or(64 << 10),
+        replay_bytes: size(&mut table, "replay_bytes", 0).unwrap_or(100 << 20),
+        total_bytes: size(&mut table, "total_bytes", 1).unwrap_or(4 << 30),
+    };
+    table.finish();
+    spool
+}
+
+/// As a number of bytes, or as text with a unit.
+fn size(table: &mut Section, key: &'static str, min: usize) -> Option<usize> {
+    let item = table.take(key)?;
+    match item.value() {
+        DeValue::Integer(_) => item.integer(min..=usize::MAX),
+        _ => item.parse(SIZE, |text| values::size(text).filter(|size| *size >= min)),
+    }
 }
 
 fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
@@ -249,13 +267,23 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
     };
     let keys = table.take("keys");
     let key = secret::of_provider(reader, &name, table.span(), keys);
+    let api_version = table.take("api_version").and_then(|item| api_version(reader, &item, kind));
+    let hold_200 = table.take("hold_200").and_then(|item| item.switch()).unwrap_or(false);
     let span = table.span();
     table.finish();
-    let provider = Provider::new(name, kind?, base_url?, key);
-    if provider.is_none() {
+    let Some(provider) = Provider::new(name, kind?, base_url?, key) else {
         reader.report(Finding::error(span, "the host of `base_url`, or the key, cannot stand in an HTTP header"));
+        return None;
+    };
+    Some(Provider { api_version, hold_200, ..provider })
+}
+
+fn api_version(reader: &Reader<'_>, item: &Item, kind: Option<&dyn provider::Provider>) -> Option<String> {
+    let version = item.parse(WORD, values::name)?;
+    if kind.is_some_and(|kind| !kind.takes_api_version()) {
+        reader.report(item.refuse("nothing: this kind of provider has no versions"));
     }
-    provider
+    Some(version.to_owned())
 }
 
 /// Not shown where it is wrong: it may hold a password.
@@ -279,8 +307,9 @@ fn model(item: Item, names: &Names) -> Option<Model> {
     let voices = table.take("voices").and_then(|item| words(reader, item));
     let formats = table.take("formats").and_then(|item| words(reader, item));
     let input_chars_max = table.take("input_chars_max").and_then(|item| item.integer(1..=usize::MAX));
+    let replay_bytes = size(&mut table, "replay_bytes", 0);
     table.finish();
-    Some(Model { routes: routes?, voices, formats, input_chars_max })
+    Some(Model { routes: routes?, voices, formats, input_chars_max, replay_bytes })
 }
 
 fn routes(reader: &Reader<'_>, item: Item, names: &Names) -> Option<Vec<Route>> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::surface::Endpoint;
 use crate::units::{KeyHash, Secret};
 
 /// Everything one state of the gateway is built from. Reload builds a new one and swaps the pointer.
@@ -16,6 +17,7 @@ pub struct Settings {
     pub server: Server,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    pub spool: Spool,
     /// By the operator's name for them, which is also the hint in `provider/model`.
     pub providers: BTreeMap<String, Arc<Provider>>,
     /// By the name clients ask for.
@@ -82,8 +84,21 @@ pub struct Limits {
     pub json_body: usize,
     /// Bytes of the JSON body of a chat, which may carry audio.
     pub chat_body: usize,
+    /// Bytes of a form with a file.
+    pub upload_body: usize,
     /// Requests at once.
     pub in_flight: usize,
+}
+
+/// What is kept of uploads: until their model is known, and to be sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spool {
+    /// Bytes of one request in memory, before it gets a file.
+    pub memory_bytes: usize,
+    /// Bytes of one request that are kept to be sent again; 0: none.
+    pub replay_bytes: usize,
+    /// Bytes of all requests together.
+    pub total_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -95,6 +110,10 @@ pub struct Provider {
     pub key: Option<Secret>,
     /// What goes into `Host`.
     pub host: HeaderValue,
+    /// Which version of its API is meant, where its kind has several.
+    pub api_version: Option<String>,
+    /// Its 200 counts only with the first bytes behind it.
+    pub hold_200: bool,
     /// The key as the header it is sent in.
     pub credential: Option<(HeaderName, HeaderValue)>,
 }
@@ -126,6 +145,8 @@ pub struct Model {
     pub formats: Option<Vec<String>>,
     /// Code points of `input`.
     pub input_chars_max: Option<usize>,
+    /// Instead of `spool.replay_bytes`.
+    pub replay_bytes: Option<usize>,
 }
 
 /// One `provider/model` behind a name.
@@ -175,7 +196,7 @@ impl Provider {
             Some(key) => Some(kind.credential(key)?),
             None => None,
         };
-        Some(Self { name, kind, base_url, key, host, credential })
+        Some(Self { name, kind, base_url, key, host, api_version: None, hold_200: false, credential })
     }
 
     /// Whether this is the service its kind is named after, and not another that speaks its API.
@@ -205,7 +226,11 @@ impl Key {
 
 impl Limits {
     /// Bytes of a body to this endpoint.
-    pub fn body(&self, endpoint: crate::surface::Endpoint) -> usize {
-        if endpoint == crate::surface::Endpoint::Chat { self.chat_body } else { self.json_body }
+    pub fn body(&self, endpoint: Endpoint) -> usize {
+        match endpoint {
+            Endpoint::Chat => self.chat_body,
+            _ if endpoint.is_upload() => self.upload_body,
+            _ => self.json_body,
+        }
     }
 }

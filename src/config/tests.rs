@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::settings::{Limits, Listener, Selector, Server, Timeouts, Tls};
+use super::settings::{Limits, Listener, Selector, Server, Spool, Timeouts, Tls};
 use super::*;
 use crate::units::KeyHash;
 
@@ -98,7 +98,10 @@ fn an_empty_file_is_all_defaults() {
     let seconds = Duration::from_secs;
     let timeouts = Timeouts { header: seconds(10), connect: seconds(2), first_byte: seconds(120), idle: seconds(60) };
     assert_eq!(settings.timeouts, timeouts);
-    assert_eq!(settings.limits, Limits { json_body: 1 << 20, chat_body: 1 << 20, in_flight: 4096 });
+    let limits = Limits { json_body: 1 << 20, chat_body: 1 << 20, upload_body: 100 << 20, in_flight: 4096 };
+    assert_eq!(settings.limits, limits);
+    let spool = Spool { memory_bytes: 64 << 10, replay_bytes: 100 << 20, total_bytes: 4 << 30 };
+    assert_eq!(settings.spool, spool);
     assert!(settings.providers.is_empty() && settings.models.is_empty() && settings.aliases.is_empty());
     assert!(settings.keys.is_empty() && settings.paths.is_empty());
 }
@@ -113,6 +116,7 @@ fn the_config_we_ship_loads_and_states_the_defaults() {
     assert_eq!(settings.server, defaults.server);
     assert_eq!(settings.timeouts, defaults.timeouts);
     assert_eq!(settings.limits, defaults.limits);
+    assert_eq!(settings.spool, defaults.spool);
     assert_eq!(settings.providers["openai"].key.as_ref().map(|key| key.expose()), Some("sk-operator"));
     assert_eq!(settings.aliases["tts-1"], "tts-fast");
     assert!(settings.keys.is_empty(), "nobody starts with a key that everybody knows");
@@ -131,12 +135,37 @@ fn the_examples_of_the_config_we_ship_load() {
         (code.starts_with('[') || key.bytes().all(plain)).then(|| code.replace("\"…\"", &format!("\"{HASH}\"")))
     };
     let text: Vec<_> = text.lines().map(|line| example(line).unwrap_or_else(|| line.to_owned())).collect();
-    let env = Fake::new(&[("OPENAI_API_KEY", "sk-operator")], &[]);
+    let env = Fake::new(&[("OPENAI_API_KEY", "sk-operator"), ("AZURE_OPENAI_API_KEY", "azure-operator")], &[]);
     let (settings, _) = read_in(&text.join("\n"), &env).unwrap_or_else(|complaints| panic!("{complaints}"));
     assert_eq!(settings.server.threads, Some(4));
     assert_eq!(settings.limits.chat_body, 32 << 20);
     assert_eq!(settings.models["tts-fast"].input_chars_max, Some(4096));
+    assert_eq!(settings.models["tts-fast"].replay_bytes, Some(0));
+    assert_eq!(settings.providers["azure"].api_version.as_deref(), Some("2025-04-01-preview"));
     assert_eq!((settings.keys.len(), settings.paths.len()), (1, 1));
+}
+
+#[test]
+fn what_is_written_of_uploads_and_odd_providers_is_read() {
+    let settings = good(
+        r#"
+        limits.upload_body = "4KiB"
+        spool = { memory_bytes = 0, replay_bytes = "0", total_bytes = "1KB" }
+        [providers.azure]
+        kind = "azure"
+        base_url = "https://res.openai.azure.com"
+        api_version = "2025-04-01-preview"
+        hold_200 = true
+        [models.whisper]
+        routes = ["azure/whisper"]
+        replay_bytes = "5MB"
+        "#,
+    );
+    assert_eq!(settings.limits.upload_body, 4096);
+    assert_eq!(settings.spool, Spool { memory_bytes: 0, replay_bytes: 0, total_bytes: 1000 });
+    let azure = &settings.providers["azure"];
+    assert_eq!((azure.api_version.as_deref(), azure.hold_200), (Some("2025-04-01-preview"), true));
+    assert_eq!(settings.models["whisper"].replay_bytes, Some(5_000_000));
 }
 
 #[test]
@@ -181,7 +210,7 @@ fn everything_that_can_be_written_is_read() {
     assert_eq!((settings.server.admin, settings.server.threads), (None, Some(2)));
     assert_eq!(settings.server.state_dir, Path::new("/etc/aulos/state"));
     assert_eq!((settings.server.user_path_header.as_str(), settings.server.access_denied_status), ("x-team", 400));
-    assert_eq!(settings.limits, Limits { json_body: 2048, chat_body: 2048, in_flight: 1 });
+    assert_eq!(settings.limits, Limits { json_body: 2048, chat_body: 2048, upload_body: 100 << 20, in_flight: 1 });
 
     let provider = &settings.providers["pool-1"];
     assert_eq!((provider.name.as_str(), provider.kind.kind(), provider.key.is_none()), ("pool-1", "openai", true));
@@ -331,7 +360,17 @@ fn tables_timeouts_and_limits_are_strict() {
             ("[limits]\njson_body = 0", 2, &["a whole number, 1 or more"]),
             ("[limits]\nchat_body = 1.5", 2, &["`limits.chat_body`", "this is a number with a fraction"]),
             ("[limits]\nin_flight = \"many\"", 2, &["`limits.in_flight` has to be a whole number, 1 to 1000000"]),
-            ("[limits]\nupload_body = \"1MiB\"", 2, &["unknown key `upload_body`"]),
+            ("[limits]\nupload_body = \"0\"", 2, &["`limits.upload_body` has to be a size"]),
+            ("[limits]\nuploads = \"1MiB\"", 2, &["unknown key `uploads`"]),
+            ("[spool]\nmemory_bytes = -1", 2, &["`spool.memory_bytes`", "a whole number, 0 or more"]),
+            ("[spool]\ntotal_bytes = 0", 2, &["`spool.total_bytes`", "a whole number, 1 or more"]),
+            ("[spool]\nbytes = 1", 2, &["unknown key `bytes`", "memory_bytes, replay_bytes, total_bytes"]),
+            (
+                "[providers.p]\nkind = \"openai\"\napi_version = \"1\"",
+                3,
+                &["`providers.p.api_version` has to be nothing: this kind of provider has no versions"],
+            ),
+            ("[providers.p]\nkind = \"azure\"", 1, &["`base_url` is missing in `providers.p`"]),
         ],
     );
 }

@@ -52,7 +52,7 @@ pub(super) fn size(text: &str) -> Option<usize> {
         "GiB" => 1 << 30,
         _ => return None,
     })?;
-    usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+    usize::try_from(bytes).ok()
 }
 
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {
@@ -184,8 +184,8 @@ mod tests {
             ("64KiB", Some(65_536)),
             ("1 MiB", Some(1 << 20)),
             ("2GiB", Some(2 << 30)),
-            ("0", None),
-            ("0MiB", None),
+            ("0", Some(0)),
+            ("0MiB", Some(0)),
             ("1mb", None),
             ("1M", None),
             ("1.5MB", None),

@@ -20,6 +20,7 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 
 use crate::admin::Admin;
+use crate::body::spool::Spools;
 use crate::config::{self, Complaints, Environment, Settings};
 use crate::desk::Desk;
 use crate::gateway::Gateway;
@@ -112,13 +113,14 @@ pub fn run(
     let addresses = bind(&settings, &mut sockets)?;
     let certificates = Arc::new(Certificates::load(&settings.server.listen).map_err(Failure::Start)?);
     let (records, writer) = open_records(&settings)?;
-    let metrics = Metrics::new().map_err(|error| Failure::Start(error.to_string()))?;
+    let metrics = Arc::new(Metrics::new().map_err(|error| Failure::Start(error.to_string()))?);
+    let spools = open_spools(&settings, &metrics)?;
     let (stop, stopping) = watch::channel(false);
     let never = watch::Sender::new(false);
     let mut server = Server::new_with_opt_and_conf(None, conf(&settings));
     server.bootstrap();
     let connections = Connections::new(metrics.connections.clone());
-    let desk = Arc::new(Desk::new(records, Arc::new(metrics)));
+    let desk = Arc::new(Desk::new(records, spools, metrics));
     starting(Starting { settings: &settings, addresses: &addresses, server: &mut server, stopping: &stopping })?;
     let state = Arc::new(ArcSwap::from_pointee(State::new(settings, insecure)));
     let fds = sockets.into_fds();
@@ -193,6 +195,13 @@ fn open_records(settings: &Settings) -> Result<(Arc<Records>, crate::records::Wr
     let dir: &Path = &records_dir(settings);
     Records::open(dir, settings.limits.in_flight).map_err(|error| {
         Failure::Start(format!("records cannot be written to {}: {error}; set server.state_dir", dir.display()))
+    })
+}
+
+fn open_spools(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Spools, Failure> {
+    let dir = settings.server.state_dir.join("spool");
+    Spools::open(&dir, Arc::clone(metrics)).map_err(|error| {
+        Failure::Start(format!("uploads cannot be spooled in {}: {error}; set server.state_dir", dir.display()))
     })
 }
 

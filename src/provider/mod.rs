@@ -1,6 +1,7 @@
 //! The table of providers. Each is a description in a file of its own: where its endpoints are and how it is
 //! signed. Stages do the work.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use http::{HeaderName, HeaderValue};
@@ -8,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 use crate::surface::Endpoint;
 use crate::units::Secret;
 
+mod azure;
 mod openai;
 
 /// What a provider's API looks like from outside.
@@ -16,14 +18,36 @@ pub trait Provider: Sync + Send + Debug {
     fn kind(&self) -> &'static str;
     /// Where it is, unless the config says otherwise. `None`: the config has to.
     fn base_url(&self) -> Option<&'static str>;
-    /// The path of an endpoint below the base URL. `None`: it has no such endpoint.
-    fn path(&self, endpoint: Endpoint) -> Option<&'static str>;
+    /// Where an endpoint is, for a model of this name and the version of the API that the config may name. `None`: it
+    /// has no such endpoint.
+    fn target(&self, endpoint: Endpoint, model: &str, api_version: Option<&str>) -> Option<Target>;
     /// The header that carries its credential. `None`: the key cannot stand in a header.
     fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)>;
+    /// Whether its config may name a version of the API.
+    fn takes_api_version(&self) -> bool {
+        false
+    }
+
+    /// Whether it serves requests of this kind.
+    fn serves(&self, endpoint: Endpoint) -> bool {
+        self.target(endpoint, "model", None).is_some()
+    }
+}
+
+/// Where a request goes at a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Below the base URL.
+    pub path: Cow<'static, str>,
+    /// A parameter that is ours to say, whatever the client says: its name, and its encoded value. `None`: it is left
+    /// away.
+    pub query: Option<(&'static str, Option<String>)>,
+    /// The path says which model is meant: what the body says of it stays as it is.
+    pub names_model: bool,
 }
 
 /// Every provider aulos knows. A new one is its file, its `mod` line and its place here.
-pub static ALL: &[&dyn Provider] = &[&openai::OpenAi];
+pub static ALL: &[&dyn Provider] = &[&openai::OpenAi, &azure::Azure];
 
 /// The provider of that name.
 pub fn by_kind(kind: &str) -> Option<&'static dyn Provider> {
@@ -49,13 +73,14 @@ mod tests {
             let kind = provider.kind();
             assert!(by_kind(kind).is_some_and(|found| found.kind() == kind), "{kind} is found by its name");
             assert_eq!(ALL.iter().filter(|other| other.kind() == kind).count(), 1, "{kind} stands once");
-            let paths: Vec<_> =
-                [Endpoint::Speech, Endpoint::Chat].iter().filter_map(|endpoint| provider.path(*endpoint)).collect();
-            assert!(!paths.is_empty(), "{kind} serves something");
-            for path in paths {
+            assert!(Endpoint::FORWARDED.iter().any(|endpoint| provider.serves(*endpoint)), "{kind} serves something");
+            for (endpoint, version) in Endpoint::FORWARDED.iter().flat_map(|e| [(e, None), (e, Some("2025-04-01"))]) {
+                let Some(target) = provider.target(*endpoint, "a model/ö?", version) else { continue };
+                let path = target.path;
                 assert!(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok(), "{kind}: {path}");
+                assert!(!path.contains('?'), "{kind}: {path}");
             }
-            assert!(provider.path(Endpoint::Models).is_none(), "{kind}: models are answered here");
+            assert!(!provider.serves(Endpoint::Models), "{kind}: models are answered here");
             let (_, value) = provider.credential(&key).expect("a plain key can be sent");
             assert!(value.to_str().is_ok_and(|value| value.ends_with("provider-key")), "{kind}");
             assert!(value.is_sensitive(), "{kind}");

@@ -4,7 +4,7 @@
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Provider, scheme};
+use super::{Provider, Target, scheme};
 use crate::surface::Endpoint;
 use crate::units::Secret;
 
@@ -20,12 +20,15 @@ impl Provider for OpenAi {
         Some("https://api.openai.com/v1")
     }
 
-    fn path(&self, endpoint: Endpoint) -> Option<&'static str> {
-        match endpoint {
-            Endpoint::Speech => Some("/audio/speech"),
-            Endpoint::Chat => Some("/chat/completions"),
-            _ => None,
-        }
+    fn target(&self, endpoint: Endpoint, _: &str, _: Option<&str>) -> Option<Target> {
+        let path = match endpoint {
+            Endpoint::Speech => "/audio/speech",
+            Endpoint::Transcription => "/audio/transcriptions",
+            Endpoint::Translation => "/audio/translations",
+            Endpoint::Chat => "/chat/completions",
+            _ => return None,
+        };
+        Some(Target { path: path.into(), query: None, names_model: false })
     }
 
     fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {

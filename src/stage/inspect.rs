@@ -1,7 +1,7 @@
 //! Head and body → [`Call`]: which model is meant, and what the later stages need to know of the request.
 //!
 //! The model comes from the header `x-aulos-model`, the query, the path or the body, in that order. Nothing is
-//! changed here: [`Call::edits`] says which bytes the chosen provider needs different.
+//! changed here: `stage::edit` says which bytes the chosen provider needs different.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
@@ -13,6 +13,7 @@ use crate::refusal::{MODEL_BYTES_MAX, Refusal};
 use crate::surface::{Endpoint, Place, query_values};
 use crate::units::printable;
 use crate::wire::json::{self, Kind, Member};
+use crate::wire::multipart::Boundary;
 use crate::wire::splice::Edit;
 
 pub const MODEL_HEADER: HeaderName = HeaderName::from_static("x-aulos-model");
@@ -24,10 +25,10 @@ pub struct Named {
     pub model: Option<String>,
     pub provider: Option<String>,
     /// The path named the model: Azure's clients then send any model in the body, and mean the path's.
-    by_path: bool,
+    pub by_path: bool,
 }
 
-/// A request whose body has been read and found valid.
+/// A request of which enough has been read to say what it asks for.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub endpoint: Endpoint,
@@ -36,10 +37,13 @@ pub struct Call {
     /// The provider that was asked for.
     pub provider: Option<String>,
     pub task: Task,
-    /// Where the body says the model, and what it says there.
-    in_body: InBody,
-    /// Where `response_format` stands, if it is spelled as only some providers spell it.
-    pcm16: Option<std::ops::Range<usize>>,
+}
+
+/// What kind of body a request has.
+#[derive(Debug, Clone)]
+pub enum Media {
+    Json,
+    Form(Boundary),
 }
 
 /// What the request is about.
@@ -47,6 +51,15 @@ pub struct Call {
 pub enum Task {
     Speech(Speech),
     Chat(Chat),
+    Upload(Upload),
+}
+
+/// What is known of an upload before its form has passed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upload {
+    pub boundary: Boundary,
+    /// The model that the form has to name, if it names one. `None`: it may name any.
+    pub agreed: Option<String>,
 }
 
 /// The fields of a speech request that are checked or recorded.
@@ -60,13 +73,23 @@ pub struct Speech {
     pub format: Option<String>,
     pub speed: Option<f64>,
     pub events: bool,
+    pub body: JsonBody,
 }
 
 /// The fields of a chat request that are recorded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chat {
     pub format: Option<String>,
     pub stream: bool,
+    pub body: JsonBody,
+}
+
+/// Where a JSON body says what providers want said differently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonBody {
+    model: InBody,
+    /// Where `response_format` stands, if it is spelled as only some providers spell it.
+    pcm16: Option<std::ops::Range<usize>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,17 +121,28 @@ impl<'s> Bounds<'s> {
     }
 }
 
-/// Reads the head: what it says of the model, and that the body is one we take.
-pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, Refusal> {
+/// Reads the head: whether its body is one that the endpoint takes.
+pub fn media(endpoint: Endpoint, headers: &HeaderMap) -> Result<Media, Refusal> {
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Refusal::ContentEncoding);
     }
-    if let Some(media) = headers.get(header::CONTENT_TYPE) {
-        let essence = media.to_str().ok().and_then(|media| media.split(';').next()).unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Refusal::MediaType);
-        }
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter().map(|media| media.to_str().unwrap_or_default());
+    let first = types.next();
+    if endpoint.is_upload() {
+        let only = if types.next().is_none() { first.unwrap_or_default() } else { "" };
+        return Ok(Media::Form(Boundary::parse(only)?));
     }
+    let essence = first.map(|media| media.split(';').next().unwrap_or_default().trim());
+    match essence {
+        Some(essence) if !essence.eq_ignore_ascii_case("application/json") => {
+            Err(Refusal::MediaType("application/json"))
+        }
+        _ => Ok(Media::Json),
+    }
+}
+
+/// Reads the head: what it says of the model.
+pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, Refusal> {
     let mut model: Option<String> = None;
     let by_header = headers.get_all(MODEL_HEADER).iter().map(|value| value.to_str().unwrap_or_default().to_owned());
     for name in by_header.chain(query_values(query, "model")) {
@@ -133,7 +167,33 @@ pub fn named(place: &Place, headers: &HeaderMap, query: &str) -> Result<Named, R
     Ok(Named { model, provider, by_path })
 }
 
-/// Reads the members of a body that the scanner has accepted.
+impl Named {
+    /// What the form has to say of the model, where the head has named it already.
+    fn agreed(&self) -> Option<String> {
+        self.model.clone().filter(|_| !self.by_path)
+    }
+}
+
+/// An upload whose model is known from its head, or from what has passed of its form: `inside`.
+pub fn upload(endpoint: Endpoint, named: Named, boundary: Boundary, inside: Option<&str>) -> Result<Call, Refusal> {
+    let agreed = named.agreed();
+    let model = agree(named.model, inside, named.by_path)?;
+    Ok(Call { endpoint, model, provider: named.provider, task: Task::Upload(Upload { boundary, agreed }) })
+}
+
+/// One model, of what is said outside and inside the body.
+fn agree(outside: Option<String>, inside: Option<&str>, by_path: bool) -> Result<String, Refusal> {
+    match (outside, inside) {
+        (None, None) => Err(Refusal::MissingField("model")),
+        (None, Some(name)) => Ok(name.to_owned()),
+        (Some(outside), Some(name)) if *name != outside && !by_path => {
+            Err(Refusal::ModelConflict { outside, inside: name.to_owned() })
+        }
+        (Some(outside), _) => Ok(outside),
+    }
+}
+
+/// Reads the members of a JSON body that the scanner has accepted.
 pub fn call(endpoint: Endpoint, named: Named, body: &[u8], members: &[Member]) -> Result<Call, Refusal> {
     let fields = Fields { body, members };
     // Some providers read names without their case: what they would take for the model or the text stands once.
@@ -155,22 +215,11 @@ pub fn call(endpoint: Endpoint, named: Named, body: &[u8], members: &[Member]) -
         InBody::There { name, .. } => name.as_ref(),
         InBody::Absent { .. } => None,
     };
-    let model = match (named.model, inside) {
-        (None, None) => return Err(Refusal::MissingField("model")),
-        (None, Some(name)) => name.clone(),
-        (Some(outside), Some(name)) if *name != outside && !named.by_path => {
-            return Err(Refusal::ModelConflict { outside, inside: name.clone() });
-        }
-        (Some(outside), _) => outside,
-    };
-    let task = if endpoint == Endpoint::Speech { Task::Speech(fields.speech()?) } else { Task::Chat(fields.chat()) };
-    let pcm16 = match &task {
-        Task::Speech(speech) if speech.format.as_deref() == Some("pcm16") => {
-            fields.find("response_format").map(|member| member.value.clone())
-        }
-        _ => None,
-    };
-    Ok(Call { endpoint, model, provider: named.provider, task, in_body, pcm16 })
+    let model = agree(named.model, inside.map(String::as_str), named.by_path)?;
+    let body = JsonBody { model: in_body, pcm16: None };
+    let task =
+        if endpoint == Endpoint::Speech { Task::Speech(fields.speech(body)?) } else { Task::Chat(fields.chat(body)) };
+    Ok(Call { endpoint, model, provider: named.provider, task })
 }
 
 impl Call {
@@ -193,31 +242,40 @@ impl Call {
         Ok(())
     }
 
-    /// The bytes of the body that a provider which calls the model `name` needs different.
-    pub fn edits(&self, name: &str) -> Vec<Edit> {
-        let quoted = serde_json::Value::from(name).to_string();
-        let mut edits = Vec::new();
-        match &self.in_body {
-            InBody::There { name: Some(there), .. } if there == name => {}
-            InBody::There { at, .. } => edits.push(Edit { range: at.clone(), with: quoted.into() }),
-            InBody::Absent { insert_at, alone } => {
-                let comma = if *alone { "" } else { "," };
-                let member = format!("\"model\":{quoted}{comma}");
-                edits.push(Edit { range: *insert_at..*insert_at, with: member.into() });
-            }
+    /// The JSON body, where it is one.
+    pub fn json(&self) -> Option<&JsonBody> {
+        match &self.task {
+            Task::Speech(speech) => Some(&speech.body),
+            Task::Chat(chat) => Some(&chat.body),
+            Task::Upload(_) => None,
         }
+    }
+}
+
+impl JsonBody {
+    /// The bytes that a provider which calls the model `name` needs different. `None`: what is said of the model may
+    /// stay as it is.
+    pub fn edits(&self, name: Option<&str>) -> Vec<Edit> {
+        let mut edits: Vec<Edit> = name.and_then(|name| self.model.edit(name)).into_iter().collect();
         if let Some(at) = &self.pcm16 {
             edits.push(Edit { range: at.clone(), with: Bytes::from_static(b"\"pcm\"") });
         }
         edits.sort_by_key(|edit| edit.range.start);
         edits
     }
+}
 
-    /// Whether the answer comes as events.
-    pub fn stream(&self) -> bool {
-        match &self.task {
-            Task::Speech(speech) => speech.events,
-            Task::Chat(chat) => chat.stream,
+impl InBody {
+    fn edit(&self, name: &str) -> Option<Edit> {
+        let quoted = serde_json::Value::from(name).to_string();
+        match self {
+            Self::There { name: Some(there), .. } if there == name => None,
+            Self::There { at, .. } => Some(Edit { range: at.clone(), with: quoted.into() }),
+            Self::Absent { insert_at, alone } => {
+                let comma = if *alone { "" } else { "," };
+                let member = format!("\"model\":{quoted}{comma}");
+                Some(Edit { range: *insert_at..*insert_at, with: member.into() })
+            }
         }
     }
 }
@@ -235,7 +293,7 @@ fn after_brace(body: &[u8]) -> usize {
 }
 
 /// A model's name, wherever it came from.
-fn valid_model(name: String) -> Result<String, Refusal> {
+pub(super) fn valid_model(name: String) -> Result<String, Refusal> {
     let fits = !name.trim().is_empty() && name.len() <= MODEL_BYTES_MAX && !name.chars().any(char::is_control);
     if fits { Ok(name) } else { Err(Refusal::InvalidModel) }
 }
@@ -275,7 +333,7 @@ impl<'b> Fields<'b> {
         text.map(Some).ok_or_else(|| Refusal::InvalidValue { param: key, reason: "must be a string".into() })
     }
 
-    fn speech(&self) -> Result<Speech, Refusal> {
+    fn speech(&self, mut body: JsonBody) -> Result<Speech, Refusal> {
         let input = self.find("input").ok_or(Refusal::MissingField("input"))?;
         let input = json::text(self.raw(input))
             .ok_or_else(|| Refusal::InvalidValue { param: "input", reason: "must be a string of valid text".into() })?;
@@ -286,12 +344,17 @@ impl<'b> Fields<'b> {
             None => None,
             Some(member) => Some(number(self.raw(member), member.kind)?),
         };
+        let format = self.optional_string("response_format")?;
+        if format.as_deref() == Some("pcm16") {
+            body.pcm16 = self.find("response_format").map(|member| member.value.clone());
+        }
         Ok(Speech {
             input_chars: input.chars().count(),
             voice: self.voice()?,
-            format: self.optional_string("response_format")?,
+            format,
             speed,
             events: self.optional_string("stream_format")?.as_deref() == Some("sse"),
+            body,
         })
     }
 
@@ -308,7 +371,7 @@ impl<'b> Fields<'b> {
     }
 
     /// A chat's fields are only recorded: what is odd in them is the provider's to refuse.
-    fn chat(&self) -> Chat {
+    fn chat(&self, body: JsonBody) -> Chat {
         #[derive(Deserialize)]
         struct Audio {
             format: Option<String>,
@@ -318,7 +381,7 @@ impl<'b> Fields<'b> {
             .and_then(|member| serde_json::from_slice::<Audio>(self.raw(member)).ok())
             .and_then(|audio| audio.format);
         let stream = self.find("stream").is_some_and(|member| self.raw(member) == b"true");
-        Chat { format, stream }
+        Chat { format, stream, body }
     }
 }
 
@@ -411,13 +474,12 @@ mod tests {
         for (headers, code) in [
             (with("content-encoding", "gzip"), "unsupported_media_type"),
             (with("content-type", "text/plain"), "unsupported_media_type"),
+            (with("content-type", "multipart/form-data; boundary=x"), "unsupported_media_type"),
         ] {
-            let refusal = named(&place(Endpoint::Speech, None), &headers, "").expect_err("refused");
+            let refusal = media(Endpoint::Speech, &headers).expect_err("refused");
             assert_eq!((refusal.status(), refusal.code()), (415, code));
         }
-        assert!(
-            named(&place(Endpoint::Speech, None), &with("content-type", "Application/JSON; charset=utf-8"), "").is_ok()
-        );
+        assert!(media(Endpoint::Speech, &with("content-type", "Application/JSON; charset=utf-8")).is_ok());
     }
 
     #[test]
@@ -448,6 +510,19 @@ mod tests {
         }
     }
 
+    fn edits(call: &Call, name: &str) -> Vec<Edit> {
+        call.json().expect("a JSON body").edits(Some(name))
+    }
+
+    #[test]
+    fn what_the_path_says_need_not_be_said_in_the_body() {
+        for body in [r#"{"model":"old","input":"x","voice":"a"}"#, r#"{"input":"x","voice":"a"}"#] {
+            let call = inspect(&place(Endpoint::Speech, Some("asked")), &HeaderMap::new(), "", body);
+            let edits = call.expect("readable").json().map(|json| json.edits(None));
+            assert_eq!(edits, Some(Vec::new()), "{body}");
+        }
+    }
+
     #[test]
     fn only_the_bytes_that_must_change_do() {
         for (body, want) in [
@@ -459,13 +534,13 @@ mod tests {
             ),
         ] {
             let call = speech(body).expect("readable");
-            let got = Splice::new(call.edits("new")).push(Bytes::copy_from_slice(body.as_bytes()));
+            let got = Splice::new(edits(&call, "new")).push(Bytes::copy_from_slice(body.as_bytes()));
             assert_eq!(std::str::from_utf8(&got), Ok(want));
         }
         let body = r#" {"input":"x","voice":"a"}"#;
         let headers = with("x-aulos-model", "asked");
         let call = inspect(&place(Endpoint::Speech, None), &headers, "", body).expect("readable");
-        let got = Splice::new(call.edits("a\"b")).push(Bytes::copy_from_slice(body.as_bytes()));
+        let got = Splice::new(edits(&call, "a\"b")).push(Bytes::copy_from_slice(body.as_bytes()));
         assert_eq!(&got[..], br#" {"model":"a\"b","input":"x","voice":"a"}"#);
     }
 
@@ -481,9 +556,9 @@ mod tests {
             (r#"{"model":"gpt-audio"}"#, false, None),
         ] {
             let call = inspect(&place(Endpoint::Chat, None), &HeaderMap::new(), "", body).expect("readable");
-            assert_eq!(call.stream(), stream);
-            assert_eq!(call.task, Task::Chat(Chat { format: format.map(str::to_owned), stream }));
-            assert!(call.edits("gpt-audio").is_empty());
+            let Task::Chat(chat) = &call.task else { unreachable!("it is a chat") };
+            assert_eq!((chat.stream, chat.format.as_deref()), (stream, format));
+            assert!(edits(&call, "gpt-audio").is_empty());
         }
     }
 }

@@ -2,6 +2,8 @@
 //! the stage before gave, and knows nothing of sockets.
 
 pub mod authenticate;
+pub mod edit;
+pub mod form;
 pub mod h2;
 pub mod inspect;
 pub mod meter;

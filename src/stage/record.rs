@@ -78,6 +78,14 @@ pub struct Usage<'e> {
     input_chars: Option<usize>,
     format: Option<String>,
     stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filename: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    language: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    timestamp_granularities: Vec<String>,
 }
 
 /// One for every request whose head was parsed, but for health checks.
@@ -145,7 +153,7 @@ impl fmt::Display for Peer {
 }
 
 /// What was asked for and who served it: the parts of a usage record that are known before its end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Served<'e> {
     pub key: &'e str,
     pub user_path: &'e str,
@@ -158,6 +166,11 @@ pub struct Served<'e> {
     pub input_chars: Option<usize>,
     pub format: Option<String>,
     pub stream: bool,
+    /// Of an upload: its file's name, and bytes.
+    pub filename: Option<String>,
+    pub file_bytes: Option<u64>,
+    pub language: Option<String>,
+    pub timestamp_granularities: Vec<String>,
 }
 
 /// The parts that only its end decides.
@@ -199,6 +212,10 @@ pub fn usage<'e>(served: Served<'e>, outcome: &Outcome) -> Usage<'e> {
         input_chars: served.input_chars,
         format: served.format,
         stream: served.stream,
+        filename: served.filename,
+        file_bytes: served.file_bytes,
+        language: served.language,
+        timestamp_granularities: served.timestamp_granularities,
     }
 }
 
@@ -316,6 +333,7 @@ mod tests {
             input_chars: Some(44),
             format: Some("mp3".into()),
             stream: false,
+            ..Served::default()
         };
         let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
         let want = concat!(
@@ -326,6 +344,25 @@ mod tests {
             r#""format":"mp3","stream":false}"#,
         );
         assert_eq!(line, want);
+    }
+
+    #[test]
+    fn an_uploads_record_says_what_was_uploaded() {
+        let served = Served {
+            op: "transcription",
+            format: Some("verbose_json".into()),
+            filename: Some("a\"b.wav".into()),
+            file_bytes: Some(444),
+            language: Some("en".into()),
+            timestamp_granularities: vec!["word".into()],
+            ..Served::default()
+        };
+        let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
+        let want = concat!(
+            r#""format":"verbose_json","stream":false,"filename":"a\"b.wav","file_bytes":444,"#,
+            r#""language":"en","timestamp_granularities":["word"]}"#,
+        );
+        assert!(line.ends_with(want), "{line}");
     }
 
     #[test]

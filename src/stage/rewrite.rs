@@ -4,6 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 
+use crate::provider::Target;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, is_credential};
 use crate::stage::route::Plan;
@@ -19,16 +20,17 @@ const OWN_PREFIX: &str = "x-aulos-";
 pub fn head(head: &mut RequestHeader, state: &State, plan: &Plan, length: Option<u64>) -> Result<(), Refusal> {
     let provider = &plan.provider;
     let mut parts = take(head);
-    let target = target(&provider.base_url.path, plan.path, parts.uri.query());
+    let target = target(&provider.base_url.path, &plan.target, parts.uri.query());
     parts.uri = target.parse().map_err(|_| Refusal::Internal)?;
     let headers = &mut parts.headers;
     strip(headers, &state.settings.server.user_path_header);
     headers.insert(header::HOST, provider.host.clone());
     // What passes is looked at for an echoed credential, which no coding may hide.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    if let Some(length) = length {
-        headers.insert(header::CONTENT_LENGTH, length.into());
-    }
+    match length {
+        Some(length) => headers.insert(header::CONTENT_LENGTH, length.into()),
+        None => headers.remove(header::CONTENT_LENGTH),
+    };
     if let Some((name, value)) = &provider.credential {
         headers.insert(name.clone(), value.clone());
     }
@@ -71,16 +73,20 @@ fn is_ours(name: &HeaderName) -> bool {
         || name == USER_PATH_ALIAS.as_str()
 }
 
-/// The path at the provider, and the client's query without what was meant for us.
-fn target(base: &str, path: &str, query: Option<&str>) -> String {
-    let kept: Vec<&str> = query.unwrap_or_default().split('&').filter(|pair| is_the_providers(pair)).collect();
-    if kept.is_empty() { format!("{base}{path}") } else { format!("{base}{path}?{}", kept.join("&")) }
-}
-
-fn is_the_providers(pair: &str) -> bool {
-    let name = pair.split('=').next().unwrap_or_default();
-    let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
-    !pair.is_empty() && name != "model" && !QUERY_CREDENTIALS.contains(&name.as_ref())
+/// The path at the provider, and the client's query without what was meant for us, or is ours to say.
+fn target(base: &str, target: &Target, query: Option<&str>) -> String {
+    let own = target.query.as_ref();
+    let is_the_providers = |pair: &str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+        let is_ours = name == "model" || QUERY_CREDENTIALS.contains(&name.as_ref());
+        !pair.is_empty() && !is_ours && own.is_none_or(|(own, _)| !name.eq_ignore_ascii_case(own))
+    };
+    let said = own.and_then(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+    let kept = query.unwrap_or_default().split('&').filter(|pair| is_the_providers(pair));
+    let query: Vec<&str> = kept.chain(said.as_deref()).collect();
+    let path = &target.path;
+    if query.is_empty() { format!("{base}{path}") } else { format!("{base}{path}?{}", query.join("&")) }
 }
 
 #[cfg(test)]

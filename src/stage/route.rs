@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use crate::catalog::{self, Entry};
 use crate::config::settings::{Provider, Route};
+use crate::provider::Target;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
-use crate::stage::inspect::Bounds;
+use crate::stage::inspect::{Bounds, Call};
 use crate::state::State;
 use crate::surface::Endpoint;
 
@@ -18,8 +19,8 @@ pub struct Plan {
     pub provider: Arc<Provider>,
     /// The provider's own name for the model.
     pub provider_model: String,
-    /// The path at the provider, below its base URL.
-    pub path: &'static str,
+    /// Where it goes there.
+    pub target: Target,
 }
 
 /// A model as somebody named it, and the provider they want it from.
@@ -28,6 +29,12 @@ pub struct Asked<'a> {
     pub model: &'a str,
     pub provider: Option<&'a str>,
     pub endpoint: Endpoint,
+}
+
+impl<'a> From<&'a Call> for Asked<'a> {
+    fn from(call: &'a Call) -> Self {
+        Self { model: &call.model, provider: call.provider.as_deref(), endpoint: call.endpoint }
+    }
 }
 
 /// Finds the provider. A model the caller may not use is refused before it is said whether it could be served.
@@ -39,9 +46,9 @@ pub fn plan(state: &State, caller: &Caller, asked: Asked<'_>) -> Result<Plan, Re
         return Err(Refusal::AccessDenied { model: asked.model.to_owned(), status });
     }
     let provider = Arc::clone(state.provider(&route.provider).ok_or_else(unknown)?);
-    let path =
-        provider.kind.path(asked.endpoint).ok_or_else(|| Refusal::Unsupported { provider: provider.name.clone() })?;
-    Ok(Plan { model: served, provider, provider_model: route.model, path })
+    let target = provider.kind.target(asked.endpoint, &route.model, provider.api_version.as_deref());
+    let target = target.ok_or_else(|| Refusal::Unsupported { provider: provider.name.clone() })?;
+    Ok(Plan { model: served, provider, provider_model: route.model, target })
 }
 
 /// What a name stands for: the name it is served under, and its route.
@@ -83,6 +90,17 @@ pub fn known(provider: &Provider, model: &str) -> Option<&'static Entry> {
 }
 
 impl Plan {
+    /// What the body has to call the model. `None`: the provider does not read it there.
+    pub fn body_model(&self) -> Option<&str> {
+        (!self.target.names_model).then_some(self.provider_model.as_str())
+    }
+
+    /// Bytes of an upload that are kept to be sent again.
+    pub fn replay_bytes(&self, state: &State) -> usize {
+        let own = state.settings.models.get(&self.model).and_then(|model| model.replay_bytes);
+        own.unwrap_or(state.settings.spool.replay_bytes)
+    }
+
     /// What may be asked of the model that was chosen.
     pub fn bounds<'s>(&self, state: &'s State) -> Bounds<'s> {
         Bounds::of(state.settings.models.get(&self.model), known(&self.provider, &self.provider_model))

@@ -4,6 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 
 use crate::refusal::Refusal;
+use crate::stage::form::Facts;
 use crate::stage::inspect::{Call, Task};
 use crate::stage::route::Plan;
 use crate::wire::mask::{Mask, cover};
@@ -24,6 +25,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Origin {
     pub request_id: HeaderValue,
     pub attempts: usize,
+    /// What the form said, where there was one.
+    pub form: Option<Facts>,
 }
 
 /// Whether a provider's answer may reach the client. Interim heads are judged by [`interim`].
@@ -61,7 +64,7 @@ pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Orig
     strip(headers);
     redact(headers, plan);
     if parts.status.is_success() && !headers.contains_key(header::CONTENT_TYPE) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(call)));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(call, origin.form.as_ref())));
     }
     headers.entry(X_REQUEST_ID).or_insert_with(|| origin.request_id.clone());
     headers.insert(REQUEST_ID, origin.request_id.clone());
@@ -174,12 +177,22 @@ fn redact(headers: &mut HeaderMap, plan: &Plan) {
 }
 
 /// The type of an answer whose provider did not say: what was asked for.
-fn content_type(call: &Call) -> &'static str {
-    let Task::Speech(speech) = &call.task else {
-        return if call.stream() { "text/event-stream" } else { "application/json" };
+fn content_type(call: &Call, form: Option<&Facts>) -> &'static str {
+    const EVENTS: &str = "text/event-stream";
+    const JSON: &str = "application/json";
+    let speech = match &call.task {
+        Task::Speech(speech) => speech,
+        Task::Chat(chat) => return if chat.stream { EVENTS } else { JSON },
+        Task::Upload(_) => {
+            return match form.map(|form| (form.stream, form.response_format.as_deref())) {
+                Some((true, _)) => EVENTS,
+                Some((false, Some("text" | "srt" | "vtt"))) => "text/plain; charset=utf-8",
+                _ => JSON,
+            };
+        }
     };
     if speech.events {
-        return "text/event-stream";
+        return EVENTS;
     }
     match speech.format().unwrap_or("mp3") {
         "mp3" => "audio/mpeg",
@@ -221,7 +234,7 @@ mod tests {
         for (name, value) in headers {
             answer.append_header(*name, *value).expect("a header");
         }
-        let origin = Origin { request_id: HeaderValue::from_static("ID"), attempts: 1 };
+        let origin = Origin { request_id: HeaderValue::from_static("ID"), attempts: 1, form: None };
         head(&mut answer, &planned(), &speech(fields), &origin);
         let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
         let mut seen: Vec<_> = answer.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();

@@ -1,0 +1,82 @@
+//! The stages up to the moment a request's bytes may flow: its body is read as far as it has to be, and it is decided
+//! where it goes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pingora_core::protocols::http::ServerSession;
+
+use crate::body::intake::Intake;
+use crate::body::read::{self, Failed};
+use crate::body::spool::{self, Spool, Spools};
+use crate::exchange::Admitted;
+use crate::refusal::Refusal;
+use crate::stage::authenticate::Caller;
+use crate::stage::edit::{self, Known, Place};
+use crate::stage::form::Form;
+use crate::stage::inspect::{self, Call, Named};
+use crate::stage::route::{self, Plan};
+use crate::state::State;
+use crate::surface::Endpoint;
+use crate::wire::multipart::Boundary;
+
+/// What a head asks for, of which the body is still to be read.
+pub struct Asks<'a> {
+    pub state: &'a State,
+    pub caller: &'a Caller,
+    pub endpoint: Endpoint,
+    pub named: Named,
+}
+
+/// What was admitted, its body as far as it has been read, and when that was.
+pub type Asked = (Admitted, Intake, Instant);
+
+impl Asks<'_> {
+    /// JSON is read whole, and is valid, before anything is forwarded.
+    pub async fn json(self, client: &mut ServerSession) -> Result<Asked, Failed> {
+        let settings = &self.state.settings;
+        let limit = settings.limits.body(self.endpoint);
+        let body = read::json(client, limit, settings.timeouts.idle).await?;
+        let read = Instant::now();
+        let call = inspect::call(self.endpoint, self.named, &body.bytes, &body.members)?;
+        let plan = route::plan(self.state, self.caller, (&call).into())?;
+        call.check(&plan.bounds(self.state))?;
+        let known = Known { len: Some(body.bytes.len() as u64), model: Place::Unknown };
+        Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, Intake::whole(body.bytes), read))
+    }
+
+    /// A form is read as far as it has to be: until it is known where it goes, and what has to change on the way.
+    pub async fn form(
+        self,
+        client: &mut ServerSession,
+        boundary: Boundary,
+        spools: &Arc<Spools>,
+    ) -> Result<Asked, Failed> {
+        let settings = &self.state.settings;
+        let max = settings.limits.body(self.endpoint);
+        let declared = read::declared(client.req_header(), max)?;
+        // Where the head names the model, what can be refused is refused before the upload.
+        let unread = self.named.model.is_some() && {
+            let (call, plan) = self.routed(&boundary, None)?;
+            edit::passes_unread(&call, plan.body_model(), declared, settings.spool.memory_bytes)
+        };
+        read::invite(client).await?;
+        let bounds = spool::Bounds { memory: settings.spool.memory_bytes, total: settings.spool.total_bytes as u64 };
+        let mut intake = Intake::new(Spool::new(Arc::clone(spools), bounds), max, declared);
+        let mut form = Form::new(&boundary);
+        let is_enough = |form: &Form| unread || form.model().is_some();
+        let ended = read::form(client, settings.timeouts.idle, &mut intake, &mut form, is_enough).await?;
+        let read = Instant::now();
+        let (call, plan) = self.routed(&boundary, form.model().map(|model| model.name.as_str()))?;
+        intake.keep_for_replay(plan.replay_bytes(self.state));
+        let len = if ended { Some(intake.len()) } else { declared };
+        let known = Known { len, model: Place::of(&form, ended) };
+        Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, intake, read))
+    }
+
+    fn routed(&self, boundary: &Boundary, inside: Option<&str>) -> Result<(Call, Plan), Refusal> {
+        let call = inspect::upload(self.endpoint, self.named.clone(), boundary.clone(), inside)?;
+        let plan = route::plan(self.state, self.caller, (&call).into())?;
+        Ok((call, plan))
+    }
+}

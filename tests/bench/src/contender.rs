@@ -5,6 +5,7 @@ use crate::child::{self, Child, Launch, START_MAX};
 use crate::client::Connection;
 use crate::rig::{Rig, free_address, listening};
 use crate::speech::{CLIENT_KEY, PROVIDER_KEY, Speech};
+use crate::upload::{MODEL, PROVIDER_MODEL, STREAMED_MODEL, Upload};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::io;
@@ -12,6 +13,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// Of uploads that the gateway keeps, all together: little more than the soak has it keep at once, so that bytes which
+/// are not given back show.
+pub const SPOOL_BYTES_MAX: u64 = 1_000_000_000;
 /// Between two looks whether a proxy is there yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -58,6 +62,14 @@ impl Kind {
         }
     }
 
+    /// What the provider is to receive of an upload.
+    pub fn passed_on(self, upload: Upload) -> Upload {
+        match self {
+            Self::Aulos => Upload { model: PROVIDER_MODEL, ..upload },
+            _ => upload,
+        }
+    }
+
     /// What it says of itself.
     pub fn version(self) -> String {
         let said = |args: &[&str]| self.program().map(|program| child::output(&program, args)).unwrap_or_default();
@@ -77,6 +89,8 @@ pub struct Contender {
     pub address: SocketAddr,
     /// The gateway's listener for operators.
     pub admin: Option<SocketAddr>,
+    /// Where the gateway keeps what it writes.
+    pub state_dir: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -84,7 +98,7 @@ impl Contender {
     /// Starts it and hears it speak before anything is measured.
     pub async fn start(kind: Kind, rig: &Rig) -> io::Result<Self> {
         let contender = match kind {
-            Kind::Direct => Self { kind, address: rig.provider, admin: None, process: None },
+            Kind::Direct => Self { kind, address: rig.provider, admin: None, state_dir: None, process: None },
             Kind::Aulos => start_aulos(rig)?,
             Kind::Bare => start_bare(rig)?,
             Kind::Nginx => {
@@ -120,7 +134,8 @@ impl Contender {
         Err(self.complaint(&format!("answered {status}: {}", String::from_utf8_lossy(&body[..body.len().min(400)]))))
     }
 
-    fn complaint(&self, what: &str) -> io::Error {
+    /// An error that carries the last words of the process.
+    pub fn complaint(&self, what: &str) -> io::Error {
         let what = format!("({}) {what}", self.kind.name());
         self.process.as_ref().map_or_else(|| io::Error::other(what.clone()), |process| process.complaint(&what))
     }
@@ -143,13 +158,13 @@ fn start_aulos(rig: &Rig) -> io::Result<Contender> {
         (line.trim() == "ready").then_some(())
     })?;
     let address = address.ok_or_else(|| process.complaint("is ready but has not said where it listens"))?;
-    Ok(Contender { kind: Kind::Aulos, address, admin, process: Some(process) })
+    Ok(Contender { kind: Kind::Aulos, address, admin, state_dir: Some(state), process: Some(process) })
 }
 
 fn start_bare(rig: &Rig) -> io::Result<Contender> {
     let process = launch(Kind::Bare, rig)?.args([rig.provider.to_string()]).start(&rig.file("bare.log"))?;
     let address = process.line(listening)?;
-    Ok(Contender { kind: Kind::Bare, address, admin: None, process: Some(process) })
+    Ok(Contender { kind: Kind::Bare, address, admin: None, state_dir: None, process: Some(process) })
 }
 
 /// One that is told its address, in a file.
@@ -164,7 +179,7 @@ fn start_configured(
     fs::write(&conf, text(rig, address))?;
     let log = rig.file(&format!("{}.log", kind.name()));
     let process = launch(kind, rig)?.args(args(&conf.display().to_string())).start(&log)?;
-    Ok(Contender { kind, address, admin: None, process: Some(process) })
+    Ok(Contender { kind, address, admin: None, state_dir: None, process: Some(process) })
 }
 
 fn launch(kind: Kind, rig: &Rig) -> io::Result<Launch> {
@@ -183,6 +198,7 @@ fn aulos() -> Option<PathBuf> {
     }
 }
 
+/// Its limits are above their defaults for the soak's uploads alone; those of the bench are kept whole with either.
 fn aulos_conf(rig: &Rig, state: &str) -> String {
     let hash: String = Sha256::digest(CLIENT_KEY).iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
@@ -192,10 +208,24 @@ admin = "127.0.0.1:0"
 state_dir = "{state}"
 threads = 1
 
+[limits]
+upload_body = "256MiB"
+
+[spool]
+replay_bytes = "256MiB"
+total_bytes = "{SPOOL_BYTES_MAX}B"
+
 [providers.openai]
 kind = "openai"
 base_url = "http://{provider}/v1"
 keys = ["${{BENCH_PROVIDER_KEY}}"]
+
+[models."{MODEL}"]
+routes = ["openai/{PROVIDER_MODEL}"]
+
+[models."{STREAMED_MODEL}"]
+routes = ["openai/{PROVIDER_MODEL}"]
+replay_bytes = "0"
 
 [keys.bench]
 sha256 = "{hash}"
@@ -205,7 +235,7 @@ sha256 = "{hash}"
 }
 
 /// Buffers wide enough for a clip: with its own of 4 KiB nginx loses half its speed. `proxy_buffering off` is
-/// what makes it stream; requests are a packet each, so how they are taken in does not show.
+/// what makes it stream, and `proxy_request_buffering off` what makes it stream uploads.
 fn nginx_conf(rig: &Rig, address: SocketAddr) -> String {
     let (dir, provider) = (rig.dir().display(), rig.provider);
     format!(
@@ -230,6 +260,8 @@ http {{
       proxy_pass http://provider;
       proxy_http_version 1.1;
       proxy_set_header Connection \"\";
+      proxy_request_buffering off;
+      client_max_body_size 0;
       proxy_buffering off;
       proxy_buffer_size 128k;
       proxy_buffers 4 128k;

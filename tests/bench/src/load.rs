@@ -4,6 +4,7 @@ use crate::client::{Connection, READ_BYTES};
 use crate::procfs;
 use crate::speech::Speech;
 use crate::stats;
+use crate::upload::Upload;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,11 @@ impl Shot {
     pub fn of(speech: Speech) -> Self {
         Self { request: speech.request().into(), status: 200, body_bytes: speech.body_bytes() }
     }
+
+    /// The provider is sent `arriving`, which is for the proxy to make of `sent`.
+    pub fn upload(sent: Upload, arriving: Upload) -> Self {
+        Self { request: sent.request().into(), status: 200, body_bytes: arriving.receipt().len() }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -41,6 +47,8 @@ pub struct Load {
 #[derive(Debug, Default)]
 pub struct Run {
     latencies: Vec<u64>,
+    /// Exchanges, of which one that an end of the run cuts in two counts in part.
+    served: f64,
     pub errors: u64,
     pub length: Duration,
     /// Processor time of the process watched.
@@ -56,8 +64,8 @@ impl Load {
         for _ in 0..self.connections {
             let (target, shot) = (self.target, self.shot.clone());
             crew.spawn(async move {
-                let mut seen = Seen { from, latencies: Vec::with_capacity(1 << 12), errors: 0 };
-                let worked = timeout_at(until + STRAGGLER_MAX, seen.work(target, &shot, until)).await;
+                let mut seen = Seen { from, until, latencies: Vec::with_capacity(1 << 12), served: 0.0, errors: 0 };
+                let worked = timeout_at(until + STRAGGLER_MAX, seen.work(target, &shot)).await;
                 seen.errors += u64::from(worked.is_err());
                 seen
             });
@@ -73,6 +81,7 @@ impl Load {
         while let Some(seen) = crew.join_next().await {
             let seen = seen.map_err(io::Error::other)?;
             run.errors += seen.errors;
+            run.served += seen.served;
             run.latencies.extend(seen.latencies);
         }
         run.latencies.sort_unstable();
@@ -81,12 +90,9 @@ impl Load {
 }
 
 impl Run {
-    pub fn served(&self) -> usize {
-        self.latencies.len()
-    }
-
+    /// Exchanges a second.
     pub fn rate(&self) -> f64 {
-        self.served() as f64 / self.length.as_secs_f64()
+        self.served / self.length.as_secs_f64()
     }
 
     /// In microseconds.
@@ -96,7 +102,7 @@ impl Run {
 
     /// In microseconds of processor time.
     pub fn cpu_per_request(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / self.served().max(1) as f64
+        self.cpu.as_secs_f64() * 1e6 / self.served.max(1.0)
     }
 
     /// The share of one core that the process watched used.
@@ -108,15 +114,17 @@ impl Run {
 /// What one connection saw.
 struct Seen {
     from: Instant,
+    until: Instant,
     latencies: Vec<u64>,
+    served: f64,
     errors: u64,
 }
 
 impl Seen {
-    async fn work(&mut self, target: SocketAddr, shot: &Shot, until: Instant) {
+    async fn work(&mut self, target: SocketAddr, shot: &Shot) {
         let mut room = vec![0; READ_BYTES];
-        while Instant::now() < until {
-            if self.connection(target, shot, until, &mut room).await.is_err() {
+        while Instant::now() < self.until {
+            if self.connection(target, shot, &mut room).await.is_err() {
                 self.errors += 1;
                 // A target that is gone must not be asked a million times.
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -125,16 +133,16 @@ impl Seen {
     }
 
     /// One connection, for as long as it is kept.
-    async fn connection(&mut self, target: SocketAddr, shot: &Shot, until: Instant, room: &mut [u8]) -> io::Result<()> {
+    async fn connection(&mut self, target: SocketAddr, shot: &Shot, room: &mut [u8]) -> io::Result<()> {
         let mut connection = Connection::open(target).await?;
         let mut began = Instant::now();
-        while began < until {
+        while began < self.until {
             let answer = connection.exchange(&shot.request, room).await?;
             let ended = Instant::now();
             if (answer.status, answer.body_bytes) != (shot.status, shot.body_bytes) {
                 self.errors += 1;
-            } else if began >= self.from && ended <= until {
-                self.latencies.push((ended - began).as_nanos() as u64);
+            } else {
+                self.count(began, ended);
             }
             if answer.closes {
                 return Ok(());
@@ -142,5 +150,38 @@ impl Seen {
             began = ended;
         }
         Ok(())
+    }
+
+    fn count(&mut self, began: Instant, ended: Instant) {
+        let within = ended.min(self.until).saturating_duration_since(began.max(self.from));
+        self.served += within.as_secs_f64() / (ended - began).as_secs_f64().max(f64::MIN_POSITIVE);
+        if began >= self.from && ended <= self.until {
+            self.latencies.push((ended - began).as_nanos() as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_counts_for_as_much_of_it_as_lies_within_the_run() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        for (label, began, ended, share, whole) in [
+            ("within", 10, 12, 1.0, true),
+            ("all of the run", 10, 20, 1.0, true),
+            ("cut by its beginning", 7, 11, 0.25, false),
+            ("cut by its end", 18, 22, 0.5, false),
+            ("longer than the run", 5, 25, 0.5, false),
+            ("in the warm-up", 1, 10, 0.0, false),
+            ("afterwards", 20, 30, 0.0, false),
+        ] {
+            let mut seen = Seen { from: at(10), until: at(20), latencies: Vec::new(), served: 0.0, errors: 0 };
+            seen.count(at(began), at(ended));
+            assert!((seen.served - share).abs() < 1e-9, "{label}: {}", seen.served);
+            assert_eq!(seen.latencies.len(), usize::from(whole), "{label}");
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! What the kernel counts for a process: proc(5), read as text.
 
 use crate::child;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,6 +15,8 @@ use std::time::Duration;
 const STEADY_BYTES: u64 = 64 * 1024;
 const STEADY_POLL: Duration = Duration::from_millis(250);
 const STEADY_POLLS_MAX: usize = 60;
+/// What stat(2) counts in, whatever the file system does.
+const BLOCK_BYTES: u64 = 512;
 const BUSY_OVER: Duration = Duration::from_secs(1);
 
 /// User and system time of all threads, those that have ended included.
@@ -30,6 +35,16 @@ pub fn resident_bytes(pid: u32) -> io::Result<u64> {
     let kilobytes = exact.and_then(|text| number(&text, "Rss:"));
     let kilobytes = kilobytes.map_or_else(|| status(pid, "VmRSS:"), Ok)?;
     Ok(kilobytes * 1024)
+}
+
+/// Forgets the most that was ever resident: from now on it counts anew.
+pub fn forget_peak(pid: u32) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+/// The most that was resident since `forget_peak`.
+pub fn peak_bytes(pid: u32) -> io::Result<u64> {
+    Ok(status(pid, "VmHWM:")? * 1024)
 }
 
 /// Resident memory once it stands still, or after 15 seconds what it then is.
@@ -52,6 +67,21 @@ pub fn threads(pid: u32) -> io::Result<u64> {
 
 pub fn open_files(pid: u32) -> io::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// What open files without a name take of the disk: nobody sees them, and they fill it all the same.
+pub fn nameless_bytes(pid: u32) -> io::Result<u64> {
+    let nameless = |file: PathBuf| {
+        let link = fs::read_link(&file).ok()?;
+        link.as_os_str().as_bytes().ends_with(b" (deleted)").then(|| fs::metadata(&file).ok()).flatten()
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    // A file may be open more than once.
+    let files: BTreeMap<_, _> = open
+        .filter_map(|entry| nameless(entry.ok()?.path()))
+        .map(|found| ((found.dev(), found.ino()), found.blocks()))
+        .collect();
+    Ok(files.values().sum::<u64>() * BLOCK_BYTES)
 }
 
 /// Of the open files, the connections that are up to this local port: a provider's pool, idle or not.
@@ -136,6 +166,32 @@ mod tests {
         let started = std::time::Instant::now();
         while started.elapsed() < Duration::from_millis(200) {}
         assert!(cpu_time(pid)? - before >= Duration::from_millis(20));
+        Ok(())
+    }
+
+    #[test]
+    fn a_peak_is_seen_after_it_has_gone_and_until_it_is_forgotten() -> io::Result<()> {
+        let pid = process::id();
+        forget_peak(pid)?;
+        let before = peak_bytes(pid)?;
+        drop(std::hint::black_box(vec![1_u8; 64 << 20]));
+        assert!(peak_bytes(pid)? >= before + (60 << 20));
+        forget_peak(pid)?;
+        assert!(peak_bytes(pid)? < before + (30 << 20));
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_takes_room_after_its_name_has_gone_and_until_it_is_closed() -> io::Result<()> {
+        let pid = process::id();
+        let path = std::env::temp_dir().join(format!("aulos-bench-nameless-{pid}"));
+        fs::write(&path, vec![1; 1 << 20])?;
+        let (file, before) = (fs::File::open(&path)?, nameless_bytes(pid)?);
+        fs::remove_file(&path)?;
+        let again = file.try_clone()?;
+        assert!((1 << 20..2 << 20).contains(&(nameless_bytes(pid)? - before)));
+        drop((file, again));
+        assert_eq!(nameless_bytes(pid)?, before);
         Ok(())
     }
 

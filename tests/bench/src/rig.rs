@@ -1,10 +1,14 @@
 //! What every contender stands on: a scratch directory, cores of their own, the fake provider.
 
 use crate::child::{self, Child, Launch};
+use crate::client::Connection;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process;
+
+/// Where the provider says how much of uploads it has read.
+pub const RECEIVED_PATH: &str = "/received";
 
 /// Which core does what: the proxy has one to itself, where there are two.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,6 +63,14 @@ impl Rig {
         let process = Launch::new(program).core(pins.provider).start(&scratch.file("provider.log"))?;
         let provider = process.line(listening)?;
         Ok(Self { pins, provider, _provider: process, scratch })
+    }
+
+    /// Bytes of uploads that the provider has read by now, of all there ever were.
+    pub async fn received(&self) -> io::Result<u64> {
+        let mut connection = Connection::open(self.provider).await?;
+        let request = format!("GET {RECEIVED_PATH} HTTP/1.1\r\nHost: bench.test\r\n\r\n");
+        let (_, count) = connection.fetch(request.as_bytes()).await?;
+        String::from_utf8_lossy(&count).parse().map_err(io::Error::other)
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

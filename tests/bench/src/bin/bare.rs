@@ -1,5 +1,6 @@
 //! What Pingora costs by itself: a proxy that picks its one upstream and reads `model` out of the JSON body, as
-//! any gateway of this kind must, and does nothing else. The base that our own code is measured against.
+//! any gateway of this kind must, and does nothing else. A form it passes on as it comes, without a look into it.
+//! The base that our own code is measured against.
 //!
 //! ```text
 //! bare UPSTREAM [THREADS]
@@ -37,6 +38,10 @@ impl ProxyHttp for Bare {
 
     async fn request_filter(&self, session: &mut Session, asked: &mut Self::CTX) -> Result<bool> {
         let downstream = session.as_mut();
+        let kind = downstream.req_header().headers.get("content-type");
+        if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/")) {
+            return Ok(false);
+        }
         // Pingora replays what was read early, up to 64 KiB, if it was told to keep it.
         downstream.enable_retry_buffering();
         let mut body = Vec::new();
@@ -49,8 +54,8 @@ impl ProxyHttp for Bare {
 
     async fn upstream_peer(&self, _session: &mut Session, asked: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         match asked {
-            Some(Asked { model }) if !model.is_empty() => Ok(Box::new(self.peer.clone())),
-            _ => Err(Error::explain(ErrorType::HTTPStatus(400), "no model")),
+            Some(Asked { model }) if model.is_empty() => Err(Error::explain(ErrorType::HTTPStatus(400), "no model")),
+            _ => Ok(Box::new(self.peer.clone())),
         }
     }
 }

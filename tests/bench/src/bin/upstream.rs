@@ -1,79 +1,131 @@
 //! A provider that speaks at once: HTTP/1.1, kept alive, on a loopback port of the system's choice, which it
-//! prints. What it says is chosen by the first word of the request's `input` (`aulos_bench::speech`).
+//! prints. What it says is chosen by the first word of the request's `input` (`aulos_bench::speech`). An upload it
+//! reads as fast as it comes, and answers with a receipt (`aulos_bench::upload`).
 
+use aulos_bench::framing::Body;
 use aulos_bench::head;
+use aulos_bench::rig::RECEIVED_PATH;
 use aulos_bench::speech::{ENDLESS_BYTES, Speech};
+use aulos_bench::upload::Receipt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const READ_BYTES: usize = 16 * 1024;
+/// Of an upload, at once.
+const UPLOAD_READ_BYTES: usize = 256 * 1024;
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Speech of 32 kbit/s, after a first piece that a player wants in hand.
 const PACED_FIRST_BYTES: usize = 8 * 1024;
 const PACED_BYTES: usize = 1024;
 const PACE: Duration = Duration::from_millis(250);
 
+struct Provider {
+    answers: Answers,
+    /// Bytes of uploads, of all connections together.
+    received: AtomicU64,
+}
+
 /// The answers, made once: one write each.
 struct Answers {
     small: Vec<u8>,
     clip: Vec<u8>,
     endless_head: Vec<u8>,
-    other: Vec<u8>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let answers = Arc::new(Answers::new());
+    let provider = Arc::new(Provider { answers: Answers::new(), received: AtomicU64::new(0) });
     loop {
         let (stream, _) = listener.accept().await?;
-        let answers = Arc::clone(&answers);
+        let provider = Arc::clone(&provider);
         // A proxy that goes away in the middle is what half of the measurements are about.
-        tokio::spawn(async move { serve(stream, &answers).await.ok() });
+        tokio::spawn(async move { provider.serve(stream).await.ok() });
+    }
+}
+
+impl Provider {
+    async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let answers = &self.answers;
+        let mut bytes = Vec::with_capacity(READ_BYTES);
+        while let Some(body_at) = head(&mut stream, &mut bytes).await? {
+            if let Some(receipt) = Receipt::asked(&bytes[..body_at]) {
+                self.take(&mut stream, &mut bytes, body_at, receipt).await?;
+                continue;
+            }
+            let end = body(&mut stream, &mut bytes, body_at).await?;
+            match Speech::asked(&bytes[body_at..end]) {
+                Some(Speech::Small) => stream.write_all(&answers.small).await?,
+                Some(Speech::Clip) => stream.write_all(&answers.clip).await?,
+                Some(Speech::Slow) => return endless(&mut stream, answers).await,
+                Some(Speech::Paced) => return paced(&mut stream, answers).await,
+                Some(Speech::Reset) => return stream.set_zero_linger(),
+                Some(Speech::Cut) => {
+                    stream.write_all(&answers.clip[..answers.clip.len() / 2]).await?;
+                    return stream.set_zero_linger();
+                }
+                None => stream.write_all(&self.other(&bytes[..body_at])).await?,
+            }
+            bytes.drain(..end);
+        }
+        Ok(())
+    }
+
+    /// Reads an upload to its end, keeps nothing of it, and gives the receipt.
+    async fn take(
+        &self,
+        stream: &mut TcpStream,
+        bytes: &mut Vec<u8>,
+        body_at: usize,
+        mut receipt: Receipt,
+    ) -> io::Result<()> {
+        let mut body = Body::of(&bytes[..body_at]);
+        bytes.drain(..body_at);
+        loop {
+            let used = body.push(bytes, |piece| receipt.see(piece))?;
+            self.received.fetch_add(used as u64, Ordering::Relaxed);
+            bytes.drain(..used);
+            if body.is_done() {
+                return stream.write_all(&answer("application/json", receipt.json().as_bytes())).await;
+            }
+            bytes.reserve(UPLOAD_READ_BYTES);
+            more(stream, bytes).await?;
+        }
+    }
+
+    /// To what is no speech.
+    fn other(&self, head: &[u8]) -> Vec<u8> {
+        let path = head.split(|&byte| byte == b' ').nth(1);
+        if path == Some(RECEIVED_PATH.as_bytes()) {
+            return answer("text/plain", self.received.load(Ordering::Relaxed).to_string().as_bytes());
+        }
+        answer("application/json", br#"{"object":"list","data":[]}"#)
     }
 }
 
 impl Answers {
     fn new() -> Self {
-        let whole = |speech: Speech| answer("audio/mpeg", speech.body_bytes(), &speech.body());
-        let other = br#"{"object":"list","data":[]}"#;
+        let whole = |speech: Speech| answer("audio/mpeg", &speech.body());
         Self {
             small: whole(Speech::Small),
             clip: whole(Speech::Clip),
-            endless_head: answer("audio/mpeg", ENDLESS_BYTES, &[]),
-            other: answer("application/json", other.len(), other),
+            endless_head: answer_head("audio/mpeg", ENDLESS_BYTES),
         }
     }
 }
 
-fn answer(kind: &str, length: usize, body: &[u8]) -> Vec<u8> {
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
+fn answer(kind: &str, body: &[u8]) -> Vec<u8> {
+    [answer_head(kind, body.len()).as_slice(), body].concat()
 }
 
-async fn serve(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut bytes = Vec::with_capacity(READ_BYTES);
-    while let Some((body_at, end)) = request(&mut stream, &mut bytes).await? {
-        match Speech::asked(&bytes[body_at..end]) {
-            Some(Speech::Small) => stream.write_all(&answers.small).await?,
-            Some(Speech::Clip) => stream.write_all(&answers.clip).await?,
-            Some(Speech::Slow) => return endless(&mut stream, answers).await,
-            Some(Speech::Paced) => return paced(&mut stream, answers).await,
-            Some(Speech::Reset) => return stream.set_zero_linger(),
-            Some(Speech::Cut) => {
-                stream.write_all(&answers.clip[..answers.clip.len() / 2]).await?;
-                return stream.set_zero_linger();
-            }
-            None => stream.write_all(&answers.other).await?,
-        }
-        bytes.drain(..end);
-    }
-    Ok(())
+fn answer_head(kind: &str, length: usize) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n").into_bytes()
 }
 
 async fn endless(stream: &mut TcpStream, answers: &Answers) -> io::Result<()> {
@@ -96,20 +148,34 @@ async fn paced(stream: &mut TcpStream, answers: &Answers) -> io::Result<()> {
     }
 }
 
-/// Reads one request: where its body begins and ends. None: the proxy has hung up between two.
-async fn request(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<Option<(usize, usize)>> {
+/// Reads the head of a request, and gives where its body begins. None: the proxy has hung up between two.
+async fn head(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<Option<usize>> {
     loop {
         if let Some(body_at) = head::end(bytes) {
-            let end = body_at + head::content_length(&bytes[..body_at]).unwrap_or(0);
-            if bytes.len() >= end {
-                return Ok(Some((body_at, end)));
-            }
+            return Ok(Some(body_at));
         }
-        if bytes.len() > REQUEST_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
+        match more(stream, bytes).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && bytes.is_empty() => return Ok(None),
+            read => read?,
         }
-        if stream.read_buf(bytes).await? == 0 {
-            return Ok(None);
-        }
+    }
+}
+
+/// Reads the body of a request, which is a small one, and gives where it ends.
+async fn body(stream: &mut TcpStream, bytes: &mut Vec<u8>, body_at: usize) -> io::Result<usize> {
+    let end = body_at + head::content_length(&bytes[..body_at]).unwrap_or(0);
+    while bytes.len() < end {
+        more(stream, bytes).await?;
+    }
+    Ok(end)
+}
+
+async fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
+    if bytes.len() > REQUEST_BYTES_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    match stream.read_buf(bytes).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
     }
 }

@@ -23,6 +23,18 @@ impl Finding {
         Self { figure, what: what.into(), measured, target, holds }
     }
 
+    pub(crate) fn at_least(
+        figure: &'static str,
+        what: impl Into<String>,
+        measured: f64,
+        limit: f64,
+        unit: &str,
+    ) -> Self {
+        let holds = measured >= limit;
+        let (measured, target) = (format!("{measured:.2} {unit}"), format!("≥ {limit} {unit}"));
+        Self { figure, what: what.into(), measured, target, holds }
+    }
+
     /// All of what was measured lies between two values.
     pub(crate) fn between(
         figure: &'static str,

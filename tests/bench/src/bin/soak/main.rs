@@ -1,18 +1,20 @@
 //! `make soak`: what only shows under pressure or after a while. Idle clients, slow heads, dear requests, a
-//! minute of mixed traffic of which a third is broken. By hand, on loopback, a few minutes; a table with a target
-//! in each row, and exit code 1 if one was missed.
+//! minute of mixed traffic of which a third is broken, uploads larger than the memory there is for them. By hand, on
+//! loopback, a few minutes; a table with a target in each row, and exit code 1 if one was missed.
 //!
 //! ```text
-//! soak [--bare] [idle] [slow-heads] [dear] [mixed]      no figure named: all of them
+//! soak [--bare] [idle] [slow-heads] [dear] [mixed] [uploads]      no figure named: all of them
 //! ```
 //!
 //! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds.
 
 mod amplify;
 mod finding;
+mod gauge;
 mod idle;
 mod mixed;
 mod slow_heads;
+mod uploads;
 mod visitor;
 
 use aulos_bench::contender::{Contender, Kind};
@@ -24,8 +26,8 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const SOAK_MAX: Duration = Duration::from_secs(300);
-const FIGURES: [&str; 4] = ["idle", "slow-heads", "dear", "mixed"];
+const SOAK_MAX: Duration = Duration::from_secs(420);
+const FIGURES: [&str; 5] = ["idle", "slow-heads", "dear", "mixed", "uploads"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -38,7 +40,7 @@ async fn main() -> ExitCode {
     let chosen = FIGURES.into_iter().filter(|name| figures.is_empty() || figures.iter().any(|figure| figure == name));
     let soak = tokio::time::timeout(SOAK_MAX, soak(kind, chosen.collect()));
     let ended = tokio::select! {
-        ended = soak => ended.unwrap_or_else(|_| Err(io::Error::other("not done within five minutes"))),
+        ended = soak => ended.unwrap_or_else(|_| Err(io::Error::other("not done within seven minutes"))),
         _ = tokio::signal::ctrl_c() => Err(io::Error::other("interrupted")),
     };
     match ended {
@@ -69,7 +71,8 @@ async fn soak(kind: Kind, figures: Vec<&str>) -> io::Result<bool> {
             "idle" => idle::run(&contender, files_max).await?,
             "slow-heads" => slow_heads::run(&contender).await?,
             "dear" => amplify::run(&contender).await?,
-            _ => mixed::run(&contender, &rig).await?,
+            "mixed" => mixed::run(&contender, &rig).await?,
+            _ => uploads::run(contender, &rig).await?,
         });
     }
     let mut table = Table::new(&["figure", "what", "measured", "target", ""]);

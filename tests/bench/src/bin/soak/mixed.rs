@@ -2,16 +2,14 @@
 //! the process holds what it held before: files, threads, and by its own count no request, connection or record.
 
 use crate::finding::Finding;
+use crate::gauge::{self, LOOK_EVERY, SETTLE_MAX};
 use crate::visitor::{Tally, Visitor};
 use aulos_bench::contender::Contender;
 use aulos_bench::procfs;
 use aulos_bench::rig::Rig;
 use aulos_bench::stats;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -20,11 +18,9 @@ const VISITORS: u8 = 32;
 const FAULTY_PERCENT: u64 = 30;
 const LENGTH: Duration = Duration::from_secs(60);
 const WARM: Duration = Duration::from_secs(15);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 const SLOPE_MAX: f64 = 1.0;
 const FILES_APART: u64 = 5;
 const THREADS_APART: u64 = 2;
-const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// What the gateway counts itself, and must count down to nothing.
 const GAUGES: [&str; 3] = ["aulos_requests_in_flight", "aulos_connections", "aulos_records_waiting"];
 
@@ -69,7 +65,8 @@ pub(crate) async fn run(contender: &Contender, rig: &Rig) -> io::Result<Vec<Find
     ];
     if let Some(admin) = contender.admin {
         for name in GAUGES {
-            findings.push(Finding::none(FIGURE, format!("`{name}` when all have gone"), gauge(admin, name).await?));
+            let left = gauge::at_rest(async || gauge::read(admin, name).await).await?;
+            findings.push(Finding::none(FIGURE, format!("`{name}` when all have gone"), left));
         }
     }
     Ok(findings)
@@ -110,24 +107,6 @@ async fn settle(pid: u32, rig: &Rig, start: Held) -> io::Result<Held> {
         let now = Held::by(pid, rig)?;
         if now.is_back_to(start) || Instant::now() > deadline {
             return Ok(now);
-        }
-        sleep(LOOK_EVERY).await;
-    }
-}
-
-/// One gauge off the gateway's own page, at zero or when there was time enough for that.
-async fn gauge(admin: SocketAddr, name: &str) -> io::Result<u64> {
-    let deadline = Instant::now() + SETTLE_MAX;
-    loop {
-        let mut stream = TcpStream::connect(admin).await?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench.test\r\nConnection: close\r\n\r\n").await?;
-        let mut page = Vec::new();
-        stream.read_to_end(&mut page).await?;
-        let page = String::from_utf8_lossy(&page);
-        let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-        let value = value.ok_or_else(|| io::Error::other(format!("no `{name}` among the metrics")))?;
-        if value == 0.0 || Instant::now() > deadline {
-            return Ok(value as u64);
         }
         sleep(LOOK_EVERY).await;
     }

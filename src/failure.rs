@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorSource, ErrorType};
 
+use crate::body::replay::Answered;
 use crate::exchange::{Admitted, Exchange, Progress};
 use crate::refusal::Refusal;
 use crate::stage::edit::Fault;
@@ -52,11 +53,24 @@ pub fn was_stale(error: &Error, connected: Option<Instant>, interim: usize, now:
     error.retry() && at_once && interim == 0 && !heard_something(error)
 }
 
+/// Pingora marks a pooled connection that died while its answer was awaited; that one could not even be written to is
+/// the same, and less: the request was never complete there.
+pub fn mark_unwritten(error: &mut Error, reused: bool) {
+    if reused && *error.etype() == ErrorType::WriteError && *error.esource() == ErrorSource::Upstream {
+        error.set_retry(true);
+    }
+}
+
 /// Whether a provider had begun to answer when its connection ended: Pingora marks that as worth a retry all the
 /// same, and says only in the error's words how much it had read.
 fn heard_something(error: &Error) -> bool {
     let words = error.context.as_ref().map(|context| context.as_str()).unwrap_or_default();
     words.split_once("bytes already read: ").is_some_and(|(_, read)| read.trim() != "0")
+}
+
+/// Whether the exchange was over, and only the rest of an upload was cut.
+pub fn was_answered(error: &Error) -> bool {
+    error.root_cause().is::<Answered>()
 }
 
 /// What the client is told. `None`: it is gone.
@@ -102,7 +116,7 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
     if let Progress::Refused(refusal) = &exchange.progress {
         return (End::Refused, Some(refusal.code()));
     }
-    let Some(error) = error else { return (End::Complete, None) };
+    let Some(error) = error.filter(|error| !was_answered(error)) else { return (End::Complete, None) };
     match root(error) {
         Some(Refusal::UpstreamTimeout) => return (End::Timeout, Some("upstream_timeout")),
         // An upload that stops in the middle is one whose client has left.
@@ -147,6 +161,20 @@ mod tests {
             let mut error = Error::explain(ErrorType::ConnectionClosed, words);
             error.set_retry(marked);
             assert_eq!(was_stale(&error, connected, interim, now), want, "{label}");
+        }
+    }
+
+    #[test]
+    fn a_pooled_connection_that_takes_nothing_is_marked() {
+        let up = |kind| Error::explain(kind, "x").into_up();
+        for (mut error, reused, want) in [
+            (up(ErrorType::WriteError), true, true),
+            (up(ErrorType::WriteError), false, false),
+            (up(ErrorType::WriteTimedout), true, false),
+            (Error::explain(ErrorType::WriteError, "x").into_down(), true, false),
+        ] {
+            mark_unwritten(&mut error, reused);
+            assert_eq!(error.retry(), want, "{error}, reused: {reused}");
         }
     }
 

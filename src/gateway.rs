@@ -22,7 +22,9 @@ use crate::body::read::Failed;
 use crate::body::replay::{self, Patience, Way};
 use crate::desk::Desk;
 use crate::exchange::{Admitted, Attempt, Exchange, Progress};
-use crate::failure::{ended, internal, length_unkept, reason, refused, root, told, unsendable, was_stale};
+use crate::failure::{
+    ended, internal, length_unkept, mark_unwritten, reason, refused, root, told, unsendable, was_answered, was_stale,
+};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
 use crate::stage::edit::{Editor, Place};
@@ -466,7 +468,11 @@ impl ProxyHttp for Gateway {
         reused: bool,
     ) -> Box<Error> {
         error.retry.decide_reuse(reused);
+        mark_unwritten(&mut error, reused);
         let refusal = root(&error);
+        if was_answered(&error) {
+            return error;
+        }
         if let Some(refusal) = refusal.filter(|refusal| refusal.is_the_clients()) {
             note(&mut ctx.exchange, refusal.code());
         } else if refusal.is_some() || *error.esource() == ErrorSource::Upstream {
@@ -519,7 +525,7 @@ impl ProxyHttp for Gateway {
         }
         let audited = !exchange.is_a_strangers() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
-        if (error.is_none() || ctx.told) && !session.is_body_done() {
+        if (error.is_none_or(was_answered) || ctx.told) && !session.is_body_done() {
             drain(session).await;
         }
     }

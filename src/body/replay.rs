@@ -9,9 +9,14 @@
 //! Where it is asked for, the head of a successful answer waits here for the first bytes behind it: a provider that
 //! says 200 and then nothing has failed, and the client can still be told so.
 //!
+//! The end of a body that goes in many pieces waits until they have left. Pingora hands pieces to the provider's side
+//! through a pipe, and where the last one fills it, nobody listens to the client or asks for these timers until the
+//! provider says something (`proxy_handle_downstream` of pingora-proxy 0.9.1).
+//!
 //! Everything that is awaited can be dropped at any point: state changes only after an await, never across one.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,11 +32,15 @@ use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::{Error, ErrorType, Result};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::intake::Intake;
 use crate::body::read::Failed;
 use crate::refusal::Refusal;
+
+/// Pingora's pipe takes this many pieces of a body.
+const PIPE_PIECES: usize = 4;
 
 /// How long to wait.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +52,11 @@ pub struct Patience {
     /// Whether a 200 counts only with the first bytes behind it.
     pub hold_200: bool,
 }
+
+/// An answer was passed on whole before its provider had the whole request: there is nothing left to wait for.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer came before the end of the request")]
+pub struct Answered;
 
 /// Where the wrapped session is found when the wrapper is gone.
 #[derive(Clone, Default)]
@@ -56,6 +70,9 @@ pub fn wrap(session: &mut Box<ServerSession>, intake: Intake, patience: Patience
         inner: Some(inner),
         intake,
         position: 0,
+        pieces: 0,
+        underway: Arc::default(),
+        ended: false,
         patience,
         waiting: Waiting::Nobody,
         held: None,
@@ -76,6 +93,55 @@ pub fn unwrap(session: &mut Box<ServerSession>, way: &Way) {
     let inner = way.0.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(inner) = inner {
         *session = inner;
+    }
+}
+
+/// Pieces on their way to the provider's side.
+#[derive(Default)]
+struct Underway {
+    pieces: AtomicUsize,
+    left: Notify,
+}
+
+impl Underway {
+    /// The piece as it is, counted until nobody holds it any more.
+    fn count(all: &Arc<Self>, piece: Bytes) -> Bytes {
+        all.pieces.fetch_add(1, Ordering::Relaxed);
+        Bytes::from_owner(Counted { piece, all: Arc::clone(all) })
+    }
+
+    /// Waits until there are none.
+    async fn none(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.is_none() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.pieces.load(Ordering::Acquire) == 0
+    }
+}
+
+struct Counted {
+    piece: Bytes,
+    all: Arc<Underway>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.all.pieces.fetch_sub(1, Ordering::Release) == 1 {
+            self.all.left.notify_waiters();
+        }
     }
 }
 
@@ -112,8 +178,13 @@ struct Replay {
     /// Always there until `Drop` hands it back.
     inner: Option<Box<ServerSession>>,
     intake: Intake,
-    /// How many bytes of the body this attempt has been given.
+    /// How many bytes of the body this attempt has been given, and in how many pieces.
     position: u64,
+    pieces: usize,
+    /// The pieces that have not left.
+    underway: Arc<Underway>,
+    /// This attempt was told that the body has ended.
+    ended: bool,
     patience: Patience,
     waiting: Waiting,
     /// The head of an answer whose first bytes have not come.
@@ -195,6 +266,30 @@ impl Replay {
         Ok(piece)
     }
 
+    fn is_given_out(&mut self) -> bool {
+        self.position == self.intake.len() && self.inner_mut().is_body_done()
+    }
+
+    /// A piece that goes out, and is counted until it has left.
+    fn given_out(&mut self, piece: Bytes) -> Bytes {
+        self.pieces += 1;
+        // One alone never fills the pipe.
+        if self.pieces == 1 && self.is_given_out() { piece } else { Underway::count(&self.underway, piece) }
+    }
+
+    /// Says that the body has ended, when its pieces have left; the client is listened to meanwhile.
+    async fn end(&mut self) -> Result<Option<Bytes>> {
+        let Self { inner, underway, .. } = self;
+        let Some(inner) = inner else { return Ok(None) };
+        let read = tokio::select! {
+            biased;
+            () = underway.none() => Ok(None),
+            read = inner.read_body_or_idle(true) => read,
+        };
+        self.ended |= matches!(read, Ok(None));
+        read
+    }
+
     /// Keeps the head of a successful answer until something comes behind it. An error before that is the answer's.
     fn hold(&mut self, mut tasks: Vec<HttpTask>) -> Result<Vec<HttpTask>> {
         if let Some(held) = self.held.take() {
@@ -226,6 +321,9 @@ impl CustomSession for Replay {
     fn enable_retry_buffering(&mut self) {
         // Called once at the beginning of each attempt.
         self.position = 0;
+        self.pieces = 0;
+        self.underway = Arc::default();
+        self.ended = false;
         self.waiting = Waiting::Nobody;
         self.held = None;
     }
@@ -243,16 +341,19 @@ impl CustomSession for Replay {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.position == self.intake.len() && self.inner_mut().is_body_done()
+        self.ended || self.pieces < PIPE_PIECES && self.is_given_out()
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         if !no_body_expected && self.position < self.intake.len() {
             let piece = self.intake.read(self.position).map_err(unreadable)?;
             self.position += piece.len() as u64;
-            return Ok(Some(piece));
+            return Ok(Some(self.given_out(piece)));
         }
         let done = no_body_expected || self.inner_mut().is_body_done();
+        if done && !no_body_expected {
+            return self.end().await;
+        }
         if !done {
             self.intake.room().await;
         }
@@ -267,7 +368,13 @@ impl CustomSession for Replay {
             read = inner.read_body_or_idle(done) => read,
             late = Self::alarm(waiting, *patience, alarm) => Err(late),
         };
-        if done { read } else { self.pass(read) }
+        if done {
+            return read;
+        }
+        match self.pass(read)? {
+            Some(piece) => Ok(Some(self.given_out(piece))),
+            None => self.end().await,
+        }
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
@@ -296,6 +403,9 @@ impl CustomSession for Replay {
         }
         let ended = self.inner_mut().response_duplex_vec(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
+        if ended && !(self.is_body_done() && self.underway.is_none()) {
+            return Err(Error::because(ErrorType::ConnectionClosed, "in mid-upload", Answered));
+        }
         Ok(ended)
     }
 
@@ -432,6 +542,9 @@ mod tests {
             inner: Some(placeholder()),
             intake: Intake::whole(Bytes::new()),
             position: 0,
+            pieces: 0,
+            underway: Arc::default(),
+            ended: false,
             patience,
             waiting: Waiting::Nobody,
             held: None,

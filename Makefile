@@ -2,7 +2,7 @@
 
 .PHONY: run test bench soak
 
-# The gateway with a provider that really speaks, on loopback: prints requests to paste.
+# The gateway with a provider that really speaks and hears, on loopback: prints requests to paste.
 run:
 	deploy/setup build speech
 	cargo build --locked
@@ -16,13 +16,13 @@ test:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo test --locked
 
-# Measures, on loopback, for a few minutes: beside a bare Pingora proxy, nginx and HAProxy.
+# Measures, on loopback, for some five minutes: beside a bare Pingora proxy, nginx and HAProxy.
 bench:
 	deploy/setup build bench
 	cargo build --release --locked --workspace --bins
 	PATH="$$PATH:/usr/sbin:/sbin" target/release/bench
 
-# The timed and long figures: slow clients, mixed faults, memory. A few minutes, on loopback.
+# The timed and long figures: slow clients, uploads, mixed faults, memory. A few minutes, on loopback.
 soak:
 	deploy/setup build
 	cargo build --release --locked --workspace --bins

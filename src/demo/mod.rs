@@ -1,17 +1,25 @@
-//! A speech provider that really speaks, on this machine: no key, no network, no model to download.
+//! A speech provider that really speaks and listens, on this machine: no key, no network, no model to download.
 //!
-//! It serves the speech half of OpenAI's audio API through three programs of Debian: flite, eSpeak NG and
-//! ffmpeg. Audio goes out while it is made; an answer that cannot be completed has no end; a client who leaves
-//! takes the programs started for it along. The module knows nothing of the gateway in front of it.
+//! It serves speech and transcriptions as OpenAI's audio API has them, through programs of Debian: flite, eSpeak NG,
+//! ffmpeg and pocketsphinx. Audio goes out while it is made; an answer that cannot be completed has no end; a client
+//! who leaves takes the programs started for it along. The module knows nothing of the gateway in front of it: of the
+//! crate it uses the byte formats only.
 
 mod engine;
+mod hear;
+mod hypothesis;
 mod problem;
 mod request;
 mod resample;
 mod sentence;
+mod session;
 mod sound;
+mod speak;
 #[cfg(test)]
 mod tests;
+mod transcript;
+mod transcription;
+mod upload;
 mod voice;
 mod wave;
 
@@ -22,29 +30,33 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
-use http::{Method, Response, StatusCode, Version, response};
-use pingora_core::BError;
+use http::Method;
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use engine::{Engines, Failure};
+use hear::Recognition;
 use problem::Problem;
-use request::{Format, Utterance};
+use request::Utterance;
+use session::{End, JSON, begin_stream, unless_gone};
 use sound::Sound;
+use transcript::Transcript;
+use transcription::Delivery;
 
 pub use engine::missing_engines;
-pub use request::MODEL;
+pub use request::SPEECH_MODEL;
+pub use transcription::TRANSCRIPTION_MODEL;
 pub use voice::{Voice, voices};
 
-/// 4096 code points, each written as two `\uXXXX`, and what stands around them.
+/// What is spoken: 4096 code points, each written as two `\uXXXX`, and what stands around them.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Utterances being spoken at the same time.
-const SPEAKING_MAX: usize = 4;
-/// Utterances that wait for their turn.
+/// Requests being spoken or listened to at the same time.
+const TURNS_MAX: usize = 4;
+/// Requests that wait for their turn, or whose recording is on its way.
 const WAITING_MAX: usize = 32;
 /// The longest pause between two pieces of a request's body.
 const BODY_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -52,13 +64,15 @@ const BODY_PAUSE_MAX: Duration = Duration::from_secs(10);
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long a client may leave a piece of audio untaken.
 const UNTAKEN_TIME_MAX: Duration = Duration::from_secs(60);
-/// How long an engine may take for the next piece of audio.
+/// How long an engine may take for the next piece of audio, or to decode a recording.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a recogniser may take for a whole recording.
+const RECOGNITION_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// The provider: an application for one of Pingora's listening services.
 pub struct Speaker {
     engines: Arc<Engines>,
-    /// Who is inside: those who speak and those who wait.
+    /// Who is inside: those whose turn it is and those who wait.
     room: Semaphore,
     turns: Semaphore,
 }
@@ -68,8 +82,8 @@ impl Speaker {
     pub fn new(path: impl Into<OsString>) -> Self {
         Self {
             engines: Arc::new(Engines::new(path.into())),
-            room: Semaphore::new(SPEAKING_MAX + WAITING_MAX),
-            turns: Semaphore::new(SPEAKING_MAX),
+            room: Semaphore::new(TURNS_MAX + WAITING_MAX),
+            turns: Semaphore::new(TURNS_MAX),
         }
     }
 }
@@ -92,7 +106,7 @@ impl HttpServerApp for Speaker {
         }
         match self.serve(&mut session).await {
             Ok(()) => {}
-            Err(End::Problem(problem)) => refuse(&mut session, &problem).await.ok()?,
+            Err(End::Problem(problem)) => session::refuse(&mut session, &problem).await.ok()?,
             // Dropped as it is: a chunked answer without its last chunk is seen to be broken.
             Err(End::Broken) => return None,
         }
@@ -102,41 +116,18 @@ impl HttpServerApp for Speaker {
     }
 }
 
-/// Why a request did not get the answer it asked for.
-enum End {
-    /// Nothing was sent yet: there is room for a proper answer.
-    Problem(Problem),
-    /// The client has left, or the answer had begun: the connection is of no more use.
-    Broken,
-}
-
-impl From<Problem> for End {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
-    }
-}
-
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
-        Self::Problem(failure.into())
-    }
-}
-
-impl From<BError> for End {
-    fn from(error: BError) -> Self {
-        log::debug!("demo: the connection broke: {error}");
-        Self::Broken
-    }
-}
-
 enum Route {
     Speech,
+    Transcriptions,
+    Translations,
     Models,
 }
 
 fn route(method: &Method, path: &str) -> Result<Route, Problem> {
     let (route, allow) = match path {
         "/v1/audio/speech" => (Route::Speech, Method::POST),
+        "/v1/audio/transcriptions" => (Route::Transcriptions, Method::POST),
+        "/v1/audio/translations" => (Route::Translations, Method::POST),
         "/v1/models" => (Route::Models, Method::GET),
         _ => return Err(Problem::unknown_path(path)),
     };
@@ -151,113 +142,95 @@ impl Speaker {
         let head = session.req_header();
         match route(&head.method, head.uri.path())? {
             Route::Speech => {
-                let utterance = request::parse(&body(session).await?)?;
+                let utterance = request::parse(&session::body(session, BODY_BYTES_MAX).await?)?;
                 self.speak(session, utterance).await
             }
+            Route::Transcriptions => self.transcribe(session).await,
+            Route::Translations => Err(Problem::Translation.into()),
             Route::Models => {
-                let model = json!({ "id": MODEL, "object": "model", "created": 0, "owned_by": "demo" });
-                let list = json!({ "object": "list", "data": [model] });
-                Ok(send(session, head_of(StatusCode::OK), list.to_string()).await?)
+                let model = |id| json!({ "id": id, "object": "model", "created": 0, "owned_by": "demo" });
+                let models = [SPEECH_MODEL, TRANSCRIPTION_MODEL].map(model);
+                let list = json!({ "object": "list", "data": models });
+                session::answer(session, JSON, list.to_string()).await
             }
         }
     }
 
     async fn speak(&self, session: &mut ServerSession, utterance: Utterance) -> Result<(), End> {
-        let format = utterance.format;
-        let _turn = unless_gone(session, self.turn()).await??;
-        let mut sound = unless_gone(session, audible(Sound::begin(&self.engines, utterance))).await??;
-        let first = unless_gone(session, audible(sound.next())).await??;
-        begin_audio(session, format).await?;
+        let media = utterance.format.content_type();
+        let seat = self.seat()?;
+        let _turn = unless_gone(session, self.turn(seat)).await??;
+        let mut sound = unless_gone(session, timely(Sound::begin(&self.engines, utterance))).await??;
+        let first = unless_gone(session, timely(sound.next())).await??;
+        begin_stream(session, media).await?;
         let mut piece = first;
         while let Some(audio) = piece {
             session.write_response_body(audio, false).await?;
-            piece = match unless_gone(session, audible(sound.next())).await? {
-                Ok(next) => next,
-                Err(failure) => {
-                    log::warn!("demo: speech broke off: {failure}");
-                    return Err(End::Broken);
-                }
-            };
+            piece = unless_gone(session, timely(sound.next())).await?.map_err(broke_off)?;
         }
         Ok(session.write_response_body(Bytes::new(), true).await?)
     }
 
-    /// Waits until it is this request's turn, or says at once that too many wait already.
-    async fn turn(&self) -> Result<Turn<'_>, Problem> {
-        let room = self.room.try_acquire().map_err(|_| Problem::Busy)?;
+    async fn transcribe(&self, session: &mut ServerSession) -> Result<(), End> {
+        // Before the recording is taken in: so there are never more of them than seats.
+        let seat = self.seat()?;
+        let upload = upload::read(session, transcription::want).await?;
+        let asked = transcription::parse(&upload.parts)?;
+        let _turn = unless_gone(session, self.turn(seat)).await??;
+        let samples = unless_gone(session, timely(self.engines.decode(&upload.body, &asked.recording))).await??;
+        drop(upload);
+        let mut transcript = Transcript { segments: Vec::new(), duration_ms: samples.duration_ms };
+        let recognition = self.engines.recognise(samples, Instant::now() + RECOGNITION_TIME_MAX)?;
+        let Delivery::Whole(layout) = asked.delivery else {
+            return stream_events(session, recognition, transcript).await;
+        };
+        transcript.segments = unless_gone(session, recognition.all()).await??;
+        let (media, text) = transcript.render(layout);
+        session::answer(session, media, text).await
+    }
+
+    /// Lets a request in, or says at once that too many wait already.
+    fn seat(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.room.try_acquire().map_err(|_| Problem::Busy)
+    }
+
+    /// Waits until it is this request's turn.
+    async fn turn<'a>(&'a self, seat: SemaphorePermit<'a>) -> Result<Turn<'a>, Problem> {
         let turn = self.turns.acquire().await.map_err(|_| Problem::Busy)?;
-        Ok(Turn { _turn: turn, _room: room })
+        Ok(Turn { _turn: turn, _seat: seat })
     }
 }
 
-/// The right to speak, given back when dropped.
+/// The right to start programs, given back when dropped.
 struct Turn<'a> {
     _turn: SemaphorePermit<'a>,
-    _room: SemaphorePermit<'a>,
+    _seat: SemaphorePermit<'a>,
 }
 
-/// Waits for `work`, unless the client leaves first; the work is dropped then, and its programs with it.
-async fn unless_gone<T>(session: &mut ServerSession, work: impl Future<Output = T>) -> Result<T, End> {
-    tokio::select! {
-        biased;
-        done = work => Ok(done),
-        // After the request's body nothing is expected: whatever comes, the exchange is over.
-        _ = session.read_body_or_idle(true) => Err(End::Broken),
+/// Sends each segment when it was recognised, and the whole text at the end.
+async fn stream_events(
+    session: &mut ServerSession,
+    mut recognition: Recognition,
+    mut transcript: Transcript,
+) -> Result<(), End> {
+    let mut next = unless_gone(session, recognition.next()).await??;
+    begin_stream(session, transcript::EVENTS).await?;
+    while let Some(segment) = next {
+        let delta = transcript::delta(&transcript.segments, &segment);
+        session.write_response_body(delta.into(), false).await?;
+        transcript.segments.push(segment);
+        next = unless_gone(session, recognition.next()).await?.map_err(broke_off)?;
     }
+    Ok(session.write_response_body(transcript.done().into(), true).await?)
+}
+
+/// What has begun to go out can only end without an end.
+fn broke_off(failure: Failure) -> End {
+    log::warn!("demo: an answer broke off: {failure}");
+    End::Broken
 }
 
 /// An engine that hangs must not keep its client and its turn for ever.
-async fn audible<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+async fn timely<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::time::timeout(SILENCE_MAX, work).await.unwrap_or(Err(Failure::Silent))
-}
-
-async fn body(session: &mut ServerSession) -> Result<Vec<u8>, End> {
-    if session.get_header_bytes(EXPECT).eq_ignore_ascii_case(b"100-continue") {
-        session.write_continue_response().await?;
-    }
-    let mut body = Vec::new();
-    while let Some(piece) = session.read_request_body().await? {
-        if body.len() + piece.len() > BODY_BYTES_MAX {
-            return Err(Problem::TooLarge { max: BODY_BYTES_MAX }.into());
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(body)
-}
-
-fn head_of(status: StatusCode) -> response::Parts {
-    let (mut head, ()) = Response::new(()).into_parts();
-    head.status = status;
-    head
-}
-
-/// Without a length: each piece is flushed as it is written.
-async fn begin_audio(session: &mut ServerSession, format: Format) -> Result<(), BError> {
-    let mut head = head_of(StatusCode::OK);
-    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-    // HTTP/1.0 knows no chunks (RFC 9112 §6.1): there the end of the connection ends the audio.
-    if session.req_header().version == Version::HTTP_11 {
-        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    session.write_response_header(Box::new(head.into())).await
-}
-
-async fn send(session: &mut ServerSession, mut head: response::Parts, json: String) -> Result<(), BError> {
-    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(json.len()));
-    session.write_response_header(Box::new(head.into())).await?;
-    session.write_response_body(Bytes::from(json), true).await
-}
-
-async fn refuse(session: &mut ServerSession, problem: &Problem) -> Result<(), BError> {
-    let mut head = head_of(problem.status());
-    if let Problem::Method { allow } = problem {
-        head.headers.insert(ALLOW, HeaderValue::from_static(allow));
-    }
-    if matches!(problem, Problem::Busy) {
-        head.headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    send(session, head, problem.to_json()).await?;
-    // A socket closed with bytes unread resets the connection, and the client may never see the answer.
-    session.drain_request_body().await
 }

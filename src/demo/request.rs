@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::problem::{Problem, quote};
 use super::voice::Voice;
 
-/// The one model there is.
-pub const MODEL: &str = "demo-tts";
+/// The one model that speaks.
+pub const SPEECH_MODEL: &str = "demo-tts";
 
 /// Code points of `input`, as OpenAI counts them.
 const INPUT_CHARS_MAX: usize = 4096;
@@ -86,8 +86,8 @@ fn string<'a>(name: &'static str, value: &'a Value) -> Result<&'a str, Problem> 
 
 fn model(members: &Map<String, Value>) -> Result<(), Problem> {
     match string("model", required(members, "model")?)? {
-        MODEL => Ok(()),
-        other => Err(Problem::UnknownModel(quote(other))),
+        SPEECH_MODEL => Ok(()),
+        other => Err(Problem::UnknownModel { model: quote(other), served: SPEECH_MODEL }),
     }
 }
 
@@ -217,7 +217,8 @@ mod tests {
         for field in ["model", "input", "voice"] {
             assert_eq!(with(json!({ field: null })), Err(Problem::Missing(field)));
         }
-        assert_eq!(with(json!({ "model": "tts-1" })), Err(Problem::UnknownModel("tts-1".into())));
+        let unknown = Problem::UnknownModel { model: "tts-1".into(), served: "demo-tts" };
+        assert_eq!(with(json!({ "model": "tts-1" })), Err(unknown));
         for body in ["", "{", "[]", "\"demo-tts\"", "{} {}", "{\"input\":\"\\ud800\"}"] {
             assert!(matches!(parse(body.as_bytes()), Err(Problem::NotJson(_))), "{body}");
         }

@@ -1,4 +1,6 @@
-//! The speaker as a client meets it: over a socket, with the real engines, and with engines that misbehave.
+//! The provider as a client meets it: over a socket, with the real engines, and with engines that misbehave.
+
+mod transcription;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,7 +70,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
 
 /// The fox, spoken by rms as wave, but for the `changes`.
 fn speech(changes: Value) -> Vec<u8> {
-    let mut body = json!({ "model": MODEL, "input": FOX, "voice": "rms", "response_format": "wav" });
+    let mut body = json!({ "model": SPEECH_MODEL, "input": FOX, "voice": "rms", "response_format": "wav" });
     for (name, value) in changes.as_object().expect("an object") {
         body[name] = value.clone();
     }
@@ -219,7 +221,8 @@ async fn the_models_are_listed() {
     let server = Server::start().await;
     let answer = server.ask(b"GET /v1/models?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     let list: Value = serde_json::from_slice(&answer.body).expect("an answer in JSON");
-    assert_eq!((answer.status, &list["object"], &list["data"][0]["id"]), (200, &json!("list"), &json!(MODEL)));
+    assert_eq!((answer.status, &list["object"]), (200, &json!("list")));
+    assert_eq!((&list["data"][0]["id"], &list["data"][1]["id"]), (&json!("demo-tts"), &json!("demo-stt")));
 }
 
 #[tokio::test]
@@ -271,14 +274,14 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
 #[tokio::test]
 async fn past_the_waiting_room_it_is_busy() {
     let server = Server::start().await;
-    let all = u32::try_from(SPEAKING_MAX + WAITING_MAX).expect("a small number");
+    let all = u32::try_from(TURNS_MAX + WAITING_MAX).expect("a small number");
     let crowd = server.speaker.room.acquire_many(all).await.expect("an open semaphore");
     let answer = server.say(json!({})).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
     assert_eq!(answer.error()["code"], "overloaded");
     drop(crowd);
     assert_eq!(server.say(json!({})).await.status, 200);
-    assert_eq!(server.speaker.turns.available_permits(), SPEAKING_MAX, "every turn was given back");
+    assert_eq!(server.speaker.turns.available_permits(), TURNS_MAX, "every turn was given back");
 }
 
 #[tokio::test]
@@ -287,13 +290,13 @@ async fn who_has_to_wait_is_served_in_turn_and_who_leaves_is_forgotten() {
     let speaking = server
         .speaker
         .turns
-        .acquire_many(u32::try_from(SPEAKING_MAX).expect("a small number"))
+        .acquire_many(u32::try_from(TURNS_MAX).expect("a small number"))
         .await
         .expect("an open semaphore");
     let in_room = |count: usize| {
         let room = &server.speaker.room;
         async move {
-            while room.available_permits() != SPEAKING_MAX + WAITING_MAX - count {
+            while room.available_permits() != TURNS_MAX + WAITING_MAX - count {
                 tokio::task::yield_now().await;
             }
         }
@@ -309,13 +312,13 @@ async fn who_has_to_wait_is_served_in_turn_and_who_leaves_is_forgotten() {
     assert!(Answer::parse(&answer).seconds() > 1.5);
 }
 
-/// A folder with an `espeak-ng` that behaves as the test wants, and the wave it may need.
+/// A folder with a program that behaves as the test wants, and the wave it may need.
 struct FakeEngine {
     folder: PathBuf,
 }
 
 impl FakeEngine {
-    fn new(name: &str, script: &str) -> Self {
+    fn new(program: &str, name: &str, script: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("aulos-fake-engine-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("the temporary folder");
         let wave = wave::wave_of(22_050, 0x7FFF_F000, &[1000; 4000]);
@@ -323,7 +326,7 @@ impl FakeEngine {
         std::fs::write(folder.join("script"), format!("#!/bin/sh\ncd {}\n{script}\n", folder.display()))
             .expect("the temporary folder");
         // Another process writes the program: one that is open for writing here could not be started.
-        run(Command::new("install").args(["-m", "755"]).arg(folder.join("script")).arg(folder.join("espeak-ng")));
+        run(Command::new("install").args(["-m", "755"]).arg(folder.join("script")).arg(folder.join(program)));
         Self { folder }
     }
 
@@ -354,7 +357,8 @@ fn fifo(path: &Path) -> pipe::Receiver {
 #[tokio::test]
 async fn audio_goes_out_while_it_is_made_and_stops_when_the_client_leaves() {
     // It speaks for ever: whatever is heard of it went out before its end. While it lives it holds `alive` open.
-    let engine = FakeEngine::new("endless", "exec 9>alive; cat >/dev/null; cat speech.wav; exec cat /dev/zero");
+    let engine =
+        FakeEngine::new("espeak-ng", "endless", "exec 9>alive; cat >/dev/null; cat speech.wav; exec cat /dev/zero");
     let server = Server::with_path(engine.path()).await;
     for format in ["wav", "pcm", "mp3", "opus", "aac", "flac"] {
         let mut alive = fifo(&engine.folder.join("alive"));
@@ -371,7 +375,7 @@ async fn audio_goes_out_while_it_is_made_and_stops_when_the_client_leaves() {
 #[tokio::test]
 async fn an_engine_that_says_nothing_more_is_ended_when_the_client_leaves() {
     // It waits for a writer that never comes: no closed pipe tells it that nobody listens.
-    let engine = FakeEngine::new("stuck", "exec 9>alive; cat >/dev/null; cat speech.wav; exec cat never");
+    let engine = FakeEngine::new("espeak-ng", "stuck", "exec 9>alive; cat >/dev/null; cat speech.wav; exec cat never");
     let mut alive = fifo(&engine.folder.join("alive"));
     run(Command::new("mkfifo").arg(engine.folder.join("never")));
     let server = Server::with_path(engine.path()).await;
@@ -381,14 +385,14 @@ async fn an_engine_that_says_nothing_more_is_ended_when_the_client_leaves() {
     drop(client);
     let ended = tokio::time::timeout(Duration::from_secs(20), alive.read(&mut heard)).await;
     assert_eq!(ended.expect("it still lives").expect("the pipe"), 0);
-    while server.speaker.turns.available_permits() < SPEAKING_MAX {
+    while server.speaker.turns.available_permits() < TURNS_MAX {
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
 async fn what_breaks_off_has_no_end() {
-    let engine = FakeEngine::new("breaks", "cat >/dev/null; cat speech.wav; exit 3");
+    let engine = FakeEngine::new("espeak-ng", "breaks", "cat >/dev/null; cat speech.wav; exit 3");
     let server = Server::with_path(engine.path()).await;
     for format in ["wav", "pcm", "mp3", "flac"] {
         let answer = server.say(json!({ "voice": "nova", "response_format": format })).await;
@@ -404,7 +408,7 @@ async fn an_engine_that_fails_before_the_first_sound_is_an_error() {
         ("noise", "cat >/dev/null; echo this is no wave file", 500, "engine_failed"),
         ("mute", "cat >/dev/null", 400, "invalid_value"),
     ] {
-        let engine = FakeEngine::new(label, script);
+        let engine = FakeEngine::new("espeak-ng", label, script);
         let server = Server::with_path(engine.path()).await;
         for format in ["wav", "mp3", "opus", "flac"] {
             let answer = server.say(json!({ "voice": "nova", "response_format": format })).await;
@@ -417,7 +421,7 @@ async fn an_engine_that_fails_before_the_first_sound_is_an_error() {
 #[tokio::test]
 async fn an_engine_that_is_not_there_is_named() {
     let nothing = Server::with_path("").await;
-    let engine = FakeEngine::new("alone", "/bin/cat >/dev/null; /bin/cat speech.wav");
+    let engine = FakeEngine::new("espeak-ng", "alone", "/bin/cat >/dev/null; /bin/cat speech.wav");
     let alone = Server::with_path(engine.folder.clone()).await;
     for (server, voice, format, package) in
         [(&nothing, "rms", "wav", "flite"), (&nothing, "de", "mp3", "espeak-ng"), (&alone, "rms", "mp3", "flite")]

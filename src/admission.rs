@@ -41,7 +41,7 @@ impl Asks<'_> {
         let call = inspect::call(self.endpoint, self.named, &body.bytes, &body.members)?;
         let plan = route::plan(self.state, self.caller, (&call).into())?;
         call.check(&plan.bounds(self.state))?;
-        let known = Known { len: Some(body.bytes.len() as u64), model: Place::Unknown };
+        let known = Known { len: Some(body.bytes.len() as u64), model: Place::Unknown, form: None };
         Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, Intake::whole(body.bytes), read))
     }
 
@@ -70,7 +70,7 @@ impl Asks<'_> {
         let (call, plan) = self.routed(&boundary, form.model().map(|model| model.name.as_str()))?;
         intake.keep_for_replay(plan.replay_bytes(self.state));
         let len = if ended { Some(intake.len()) } else { declared };
-        let known = Known { len, model: Place::of(&form, ended) };
+        let known = Known { len, model: Place::of(&form), form: Some(form) };
         Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, intake, read))
     }
 

@@ -121,7 +121,10 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
         Some(Refusal::UpstreamTimeout) => return (End::Timeout, Some("upstream_timeout")),
         // An upload that stops in the middle is one whose client has left.
         Some(Refusal::BodyTruncated) => return (End::ClientGone, Some("client_gone")),
-        Some(refusal) if refusal.is_the_clients() => return (End::Refused, Some(refusal.code())),
+        Some(refusal @ Refusal::BodyTimeout) if begun => return (End::Timeout, Some(refusal.code())),
+        Some(refusal) if refusal.is_the_clients() => {
+            return (if begun { End::ClientGone } else { End::Refused }, Some(refusal.code()));
+        }
         _ => {}
     }
     if *error.esource() == ErrorSource::Downstream {

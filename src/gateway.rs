@@ -45,6 +45,8 @@ const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 const DRAIN_BYTES_MAX: usize = 256 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 const USER_AGENT_BYTES_MAX: usize = 256;
+/// A body of so many bytes is taken by the socket, whatever the provider does.
+const SOCKET_BYTES: u64 = 16 * 1024;
 /// By how much Pingora's own read timeout is longer than ours.
 const READ_SLACK: Duration = Duration::from_secs(1);
 
@@ -344,8 +346,10 @@ impl ProxyHttp for Gateway {
         peer.options.connection_timeout = Some(timeouts.connect);
         peer.options.total_connection_timeout = Some(timeouts.connect);
         peer.options.write_timeout = Some(timeouts.idle);
-        // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
-        peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
+        if admitted.body.len.is_none_or(|len| len > SOCKET_BYTES) {
+            // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
+            peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
+        }
         peer.options.idle_timeout = Some(UPSTREAM_IDLE);
         Ok(Box::new(peer))
     }

@@ -225,8 +225,14 @@ impl Replay {
         self.inner.as_mut().expect("the wrapped session is there until the wrapper is dropped")
     }
 
-    /// Rings when somebody has kept us waiting too long.
-    async fn alarm(waiting: &Waiting, patience: Patience, alarm: &mut Option<Pin<Box<Sleep>>>) -> Box<Error> {
+    /// Rings when somebody has kept us waiting too long. While the client still owes a part of its upload, whatever the
+    /// provider has said already, it is the client.
+    async fn alarm(
+        waiting: &Waiting,
+        is_uploading: bool,
+        patience: Patience,
+        alarm: &mut Option<Pin<Box<Sleep>>>,
+    ) -> Box<Error> {
         loop {
             let due = match waiting {
                 Waiting::Nobody => return std::future::pending().await,
@@ -239,10 +245,7 @@ impl Replay {
             }
             sleep.as_mut().await;
             if Instant::now() >= due {
-                return match waiting {
-                    Waiting::Upload(_) => refused(Refusal::BodyTimeout),
-                    _ => refused(Refusal::UpstreamTimeout),
-                };
+                return refused(if is_uploading { Refusal::BodyTimeout } else { Refusal::UpstreamTimeout });
             }
             sleep.as_mut().reset(due);
         }
@@ -366,7 +369,7 @@ impl CustomSession for Replay {
         let Some(inner) = inner else { return Ok(None) };
         let read = tokio::select! {
             read = inner.read_body_or_idle(done) => read,
-            late = Self::alarm(waiting, *patience, alarm) => Err(late),
+            late = Self::alarm(waiting, !done, *patience, alarm) => Err(late),
         };
         if done {
             return read;

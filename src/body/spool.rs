@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 
 /// Bytes handed to the disk at once, and read back at once.
 pub const PIECE_BYTES_MAX: usize = 128 * 1024;
+/// Smaller pieces are put together, so that a client cannot make many small allocations stay.
+const SHARED_BYTES_MIN: usize = 32 * 1024;
 
 /// What all spools share: where their files are, and how many bytes they may hold together.
 pub struct Spools {
@@ -77,15 +79,24 @@ pub struct Spool {
     shared: Arc<Spools>,
     bounds: Bounds,
     /// The end of what is kept, which no file has yet.
-    tail: BytesMut,
+    tail: Tail,
     writing: Option<Writing>,
     file: Option<OnDisk>,
     len: u64,
 }
 
+/// Pieces in memory, in order: large ones as they came, small ones put together.
+#[derive(Default)]
+struct Tail {
+    pieces: Vec<Bytes>,
+    open: BytesMut,
+    len: usize,
+}
+
 /// Bytes on their way to the disk.
 struct Writing {
-    bytes: Bytes,
+    pieces: Vec<Bytes>,
+    len: usize,
     task: JoinHandle<io::Result<Arc<File>>>,
     failed: bool,
 }
@@ -97,7 +108,7 @@ struct OnDisk {
 
 impl Spool {
     pub fn new(shared: Arc<Spools>, bounds: Bounds) -> Self {
-        Self { shared, bounds, tail: BytesMut::new(), writing: None, file: None, len: 0 }
+        Self { shared, bounds, tail: Tail::default(), writing: None, file: None, len: 0 }
     }
 
     /// Bytes kept.
@@ -110,13 +121,13 @@ impl Spool {
     }
 
     /// Keeps one more piece. Wait for [`Spool::room`] before each.
-    pub fn append(&mut self, piece: &[u8]) -> Result<(), Full> {
+    pub fn append(&mut self, piece: &Bytes) -> Result<(), Full> {
         if !self.shared.take(piece.len() as u64, self.bounds.total) {
             self.shared.metrics.spool_refusals.with_label_values(&["budget"]).inc();
             return Err(Full::Budget);
         }
         self.len += piece.len() as u64;
-        self.tail.extend_from_slice(piece);
+        self.tail.push(piece);
         Ok(())
     }
 
@@ -125,7 +136,7 @@ impl Spool {
     pub async fn room(&mut self) -> Result<(), Full> {
         let spilled = self.file.is_some() || self.writing.is_some();
         let keep = if spilled { PIECE_BYTES_MAX } else { self.bounds.memory };
-        if self.tail.len() <= keep {
+        if self.tail.len <= keep {
             return Ok(());
         }
         self.written().await?;
@@ -140,19 +151,18 @@ impl Spool {
             && at < *len
         {
             let size = usize::try_from(len - at).unwrap_or(usize::MAX).min(PIECE_BYTES_MAX);
-            let mut piece = vec![0; size];
-            file.read_exact_at(&mut piece, at)?;
-            return Ok(piece.into());
+            return read_at(file, at, size);
         }
-        let at = usize::try_from(at - on_disk).unwrap_or(usize::MAX);
-        let writing = self.writing.as_ref().map_or(&[][..], |writing| &writing.bytes);
-        if at < writing.len() {
-            let end = writing.len().min(at + PIECE_BYTES_MAX);
-            return Ok(self.writing.as_ref().map(|writing| writing.bytes.slice(at..end)).unwrap_or_default());
+        let mut at = usize::try_from(at - on_disk).unwrap_or(usize::MAX);
+        let writing = self.writing.iter().flat_map(|writing| &writing.pieces);
+        for piece in writing.chain(&self.tail.pieces) {
+            if at < piece.len() {
+                return Ok(piece.slice(at..piece.len().min(at + PIECE_BYTES_MAX)));
+            }
+            at -= piece.len();
         }
-        let at = at - writing.len();
-        let end = self.tail.len().min(at.saturating_add(PIECE_BYTES_MAX));
-        Ok(Bytes::copy_from_slice(self.tail.get(at..end).unwrap_or_default()))
+        let end = self.tail.open.len().min(at.saturating_add(PIECE_BYTES_MAX));
+        Ok(Bytes::copy_from_slice(self.tail.open.get(at..end).unwrap_or_default()))
     }
 
     /// Waits for the write that is under way. A failure stays one: the bytes are still here, but no more are taken.
@@ -168,7 +178,7 @@ impl Spool {
                 if self.file.is_none() {
                     self.shared.metrics.spool_files.inc();
                 }
-                self.file = Some(OnDisk { file, len: before + writing.bytes.len() as u64 });
+                self.file = Some(OnDisk { file, len: before + writing.len as u64 });
                 self.writing = None;
                 Ok(())
             }
@@ -183,20 +193,60 @@ impl Spool {
 
     /// Hands the tail to a thread that writes it.
     fn spill(&mut self) {
-        let next = BytesMut::with_capacity(2 * PIECE_BYTES_MAX);
-        let bytes = std::mem::replace(&mut self.tail, next).freeze();
-        let (shared, data) = (Arc::clone(&self.shared), bytes.clone());
+        let (pieces, len) = self.tail.take();
+        let (shared, data) = (Arc::clone(&self.shared), pieces.clone());
         let before = self.file.as_ref().map(|file| (Arc::clone(&file.file), file.len));
         let task = tokio::task::spawn_blocking(move || {
-            let (file, at) = match before {
+            let (file, mut at) = match before {
                 Some(before) => before,
                 None => (Arc::new(tempfile::tempfile_in(&shared.dir)?), 0),
             };
-            file.write_all_at(&data, at)?;
+            for piece in data {
+                file.write_all_at(&piece, at)?;
+                at += piece.len() as u64;
+            }
             Ok(file)
         });
-        self.writing = Some(Writing { bytes, task, failed: false });
+        self.writing = Some(Writing { pieces, len, task, failed: false });
     }
+}
+
+impl Tail {
+    fn push(&mut self, piece: &Bytes) {
+        self.len += piece.len();
+        if piece.len() < SHARED_BYTES_MIN {
+            return self.open.extend_from_slice(piece);
+        }
+        self.close();
+        self.pieces.push(piece.clone());
+    }
+
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.open).freeze());
+        }
+    }
+
+    fn take(&mut self) -> (Vec<Bytes>, usize) {
+        self.close();
+        (std::mem::take(&mut self.pieces), std::mem::take(&mut self.len))
+    }
+}
+
+/// Reads exactly `size` bytes.
+fn read_at(file: &File, mut at: u64, size: usize) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(size);
+    while piece.len() < size {
+        // Into memory that nobody had to clear first.
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut piece), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => at += read as u64,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    piece.truncate(size);
+    Ok(piece.into())
 }
 
 impl Drop for Spool {
@@ -246,8 +296,12 @@ mod tests {
         }
     }
 
-    fn pattern(len: usize) -> Vec<u8> {
+    fn pattern(len: usize) -> Bytes {
         (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+    }
+
+    fn pieces(all: &Bytes, size: usize) -> impl Iterator<Item = Bytes> {
+        (0..all.len()).step_by(size).map(move |at| all.slice(at..all.len().min(at + size)))
     }
 
     const BOUNDS: Bounds = Bounds { memory: 1024, total: 1 << 30 };
@@ -261,8 +315,8 @@ mod tests {
             spool.room().await.expect("room");
             assert_eq!(spools.metrics.spool_files.get(), 0);
             let all = pattern(3 * PIECE_BYTES_MAX);
-            for piece in all[1024..].chunks(50_000) {
-                spool.append(piece).expect("room");
+            for piece in pieces(&all.slice(1024..), 50_000) {
+                spool.append(&piece).expect("room");
                 spool.room().await.expect("room");
             }
             spool.written().await.expect("written");
@@ -281,12 +335,12 @@ mod tests {
         let bounds = Bounds { memory: 64, total: 100 };
         let mut one = Spool::new(Arc::clone(&spools), bounds);
         let mut other = Spool::new(Arc::clone(&spools), bounds);
-        one.append(&[1; 60]).expect("room");
-        assert!(matches!(other.append(&[2; 41]), Err(Full::Budget)));
+        one.append(&Bytes::from_static(&[1; 60])).expect("room");
+        assert!(matches!(other.append(&Bytes::from_static(&[2; 41])), Err(Full::Budget)));
         assert_eq!((other.len(), spools.held()), (0, 60), "a piece that is refused is not counted");
-        other.append(&[2; 40]).expect("room");
+        other.append(&Bytes::from_static(&[2; 40])).expect("room");
         drop(one);
-        other.append(&[2; 60]).expect("there is room again");
+        other.append(&Bytes::from_static(&[2; 60])).expect("there is room again");
         assert_eq!(spools.held(), 100);
         drop(other);
         assert_eq!((spools.held(), spools.metrics.spool_refusals.with_label_values(&["budget"]).get()), (0, 1));
@@ -300,8 +354,8 @@ mod tests {
             let mut spool = Spool::new(Arc::clone(&spools), BOUNDS);
             let all = pattern(400_000);
             let mut failed = false;
-            for piece in all.chunks(50_000) {
-                spool.append(piece).expect("within the budget");
+            for piece in pieces(&all, 50_000) {
+                spool.append(&piece).expect("within the budget");
                 failed |= matches!(spool.room().await, Err(Full::Disk(_)));
             }
             assert!(failed && read_all(&spool, 0) == all);
@@ -316,8 +370,8 @@ mod tests {
         block_on(async {
             let mut spool = Spool::new(spools, Bounds { memory: 0, ..BOUNDS });
             let all = pattern(1 << 20);
-            for piece in all.chunks(30_000) {
-                spool.append(piece).expect("room");
+            for piece in pieces(&all, 30_000) {
+                spool.append(&piece).expect("room");
                 // One poll, and away.
                 let once = std::future::poll_fn(|_| std::task::Poll::Ready(()));
                 tokio::select! { biased; _ = spool.room() => {}, () = once => {} }

@@ -46,7 +46,8 @@ impl Editor {
                 let delta = change.delta(&known.model).unwrap_or(0);
                 let length = known.len.and_then(|len| len.checked_add_signed(delta));
                 let promised = length.map(|_| delta);
-                Self { body: Body::Form(Box::new(FormEditor::new(change, promised))), length }
+                let form = known.form.clone().unwrap_or_else(|| Form::new(&upload.boundary));
+                Self { body: Body::Form(Box::new(FormEditor::new(change, form, promised))), length }
             }
         }
     }
@@ -80,6 +81,8 @@ pub struct Known {
     pub len: Option<u64>,
     /// Where a form says the model.
     pub model: Place,
+    /// A form as far as it has been read: that much need not be read again.
+    pub form: Option<Form>,
 }
 
 /// Where a form says the model, as far as it is known.
@@ -96,10 +99,10 @@ pub enum Place {
 
 impl Place {
     /// What a form that has been read so far says.
-    pub fn of(form: &Form, ended: bool) -> Self {
+    pub fn of(form: &Form) -> Self {
         match (form.model(), form.close_at()) {
             (Some(model), _) => Self::There(model.clone()),
-            (None, Some(insert_at)) if ended => Self::Absent { insert_at },
+            (None, Some(insert_at)) if form.ended() => Self::Absent { insert_at },
             _ => Self::Unknown,
         }
     }
@@ -167,34 +170,36 @@ struct FormEditor {
     decided: bool,
     /// What has been scanned, and may not go on yet.
     held: BytesMut,
-    /// Bytes of the client's body that have gone on.
+    /// Bytes of the client's body that have come, and that have gone on.
+    came: u64,
     passed: u64,
 }
 
 impl FormEditor {
-    fn new(change: Change, promised: Option<i64>) -> Self {
-        let form = Form::new(&change.upload.boundary);
+    fn new(change: Change, form: Form, promised: Option<i64>) -> Self {
         let splice = Splice::new(Vec::new());
-        Self { form, change, splice, promised, decided: false, held: BytesMut::new(), passed: 0 }
+        Self { form, change, splice, promised, decided: false, held: BytesMut::new(), came: 0, passed: 0 }
     }
 
     fn push(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, Fault> {
-        self.form.push(&chunk)?;
+        let known = index(self.form.seen().saturating_sub(self.came));
+        self.came += chunk.len() as u64;
+        self.form.push(chunk.get(known..).unwrap_or_default())?;
         if end {
             self.form.finish()?;
         }
         if !self.decided {
-            self.decide(end)?;
+            self.decide()?;
         }
-        let free = usize::try_from(self.form.settled() - self.passed).unwrap_or(usize::MAX);
+        let free = index(self.form.settled() - self.passed);
         let out = self.release(chunk, free);
         self.passed += out.len() as u64;
         Ok(self.splice.push(out))
     }
 
     /// Once it is known where the form says the model, it is known what changes.
-    fn decide(&mut self, end: bool) -> Result<(), Fault> {
-        let place = Place::of(&self.form, end);
+    fn decide(&mut self) -> Result<(), Fault> {
+        let place = Place::of(&self.form);
         self.decided = place != Place::Unknown;
         if let (Place::There(model), Some(agreed)) = (&place, &self.change.upload.agreed)
             && model.name != *agreed
@@ -261,7 +266,7 @@ mod tests {
     }
 
     const MODEL: &str = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nasked\r\n";
-    const UNKNOWN: Known = Known { len: None, model: Place::Unknown };
+    const UNKNOWN: Known = Known { len: None, model: Place::Unknown, form: None };
 
     fn sent(editor: &mut Editor, pieces: &[&[u8]]) -> Result<Vec<u8>, Fault> {
         let mut out = Vec::new();
@@ -300,6 +305,30 @@ mod tests {
     }
 
     #[test]
+    fn what_has_been_read_before_is_not_read_again_and_gives_the_same() {
+        let put_in = String::from_utf8(form("")).expect("text").replace("--b--", &format!("{MODEL}--b--"));
+        let put_in = put_in.replace("asked", "their-own").into_bytes();
+        for (body, want) in [(form(MODEL), None), (form(""), Some(put_in))] {
+            let call = call(boundary(), Some("asked"), false);
+            let want = want.unwrap_or_else(|| {
+                String::from_utf8(body.clone()).expect("text").replace("asked", "their-own").into_bytes()
+            });
+            for read in 0..=body.len() {
+                let mut form = Form::new(&boundary());
+                form.push(&body[..read]).expect("a form");
+                if read == body.len() {
+                    form.finish().expect("complete");
+                }
+                let known = Known { len: None, model: Place::of(&form), form: Some(form) };
+                for pieces in [vec![&body[..]], body.chunks(7).collect()] {
+                    let sent = sent(&mut Editor::new(&call, Some("their-own"), &known), &pieces);
+                    assert!(sent.as_ref() == Ok(&want), "{read} bytes read before: {sent:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_length_is_told_as_soon_as_it_is_known() {
         let body = form(MODEL);
         let len = body.len() as u64;
@@ -315,7 +344,7 @@ mod tests {
             ("declared, not looked for", Some(len), &Place::Unknown, Some("asked"), Some(len)),
             ("not declared", None, &there, Some("their-own"), None),
         ] {
-            let known = Known { len, model: model.clone() };
+            let known = Known { len, model: model.clone(), form: None };
             let editor = Editor::new(&call(boundary(), Some("asked"), false), name, &known);
             assert_eq!(editor.length(), want, "{label}");
         }
@@ -325,14 +354,14 @@ mod tests {
     fn a_length_that_cannot_be_kept_is_said_before_the_end_goes_out() {
         let body = form("");
         let call = call(boundary(), Some("asked"), false);
-        let known = Known { len: Some(body.len() as u64), model: Place::Unknown };
+        let known = Known { len: Some(body.len() as u64), ..UNKNOWN };
         let mut editor = Editor::new(&call, Some("asked"), &known);
         let passed = editor.push(Bytes::from(body.clone()), false).expect("scanned");
         assert!(!passed.is_empty() && passed.len() < body.len() - b"--b--".len(), "the end waits");
         let Err(Fault::LengthUnkept { insert_at }) = editor.push(Bytes::new(), true) else {
             unreachable!("the form has no model")
         };
-        let known = Known { len: known.len, model: Place::Absent { insert_at } };
+        let known = Known { model: Place::Absent { insert_at }, ..known };
         let mut again = Editor::new(&call, Some("asked"), &known);
         let length = again.length();
         let sent = sent(&mut again, &[&body]).expect("sent");

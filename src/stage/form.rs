@@ -14,8 +14,12 @@ use crate::wire::multipart::{Boundary, Part, Scanner, Want};
 const RECORDED_BYTES_MAX: usize = 256;
 
 /// Reads one form. However the network cuts it, the result is the same.
+#[derive(Debug, Clone)]
 pub struct Form {
     scanner: Scanner,
+    /// Bytes it has read.
+    seen: u64,
+    ended: bool,
     model: Option<Model>,
     /// Parts that have been judged.
     judged: usize,
@@ -43,11 +47,12 @@ pub struct Facts {
 
 impl Form {
     pub fn new(boundary: &Boundary) -> Self {
-        Self { scanner: Scanner::new(boundary, want), model: None, judged: 0 }
+        Self { scanner: Scanner::new(boundary, want), seen: 0, ended: false, model: None, judged: 0 }
     }
 
     /// Reads the next bytes of the body.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        self.seen += chunk.len() as u64;
         let scanned = self.scanner.push(chunk);
         self.judge()?;
         Ok(scanned?)
@@ -56,9 +61,20 @@ impl Form {
     /// The body has ended.
     pub fn finish(&mut self) -> Result<(), Refusal> {
         self.scanner.finish()?;
+        self.ended = true;
         self.judge()?;
         let has_file = self.scanner.parts().iter().any(|part| part.name == "file");
         if has_file { Ok(()) } else { Err(Refusal::MissingField("file")) }
+    }
+
+    /// Bytes it has read.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// Whether all of it has been read, and accepted.
+    pub fn ended(&self) -> bool {
+        self.ended
     }
 
     /// The model, once its field has passed.

@@ -84,7 +84,7 @@ pub enum Fault {
 }
 
 /// Reads one form, fed piece by piece.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Scanner {
     boundary: Boundary,
     /// CRLF, two dashes, the boundary.

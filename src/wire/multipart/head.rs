@@ -26,7 +26,7 @@ pub(super) struct Head {
 }
 
 /// Reads one head, a line at a time. A line is judged when its LF is here, a size when it is reached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Reader {
     /// The bytes of the line being read.
     line: Vec<u8>,

@@ -17,7 +17,7 @@ pub(super) enum LineEnd {
 ///
 /// An LF stands only at the start of that: once a match has failed, no byte of it can belong to another one, so every
 /// byte is looked at once and nothing needs to be kept of the value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Search {
     finder: Finder<'static>,
     /// How many bytes of the needle stand at the end of what was seen.

@@ -58,7 +58,8 @@ impl Asks<'_> {
         // Where the head names the model, what can be refused is refused before the upload.
         let unread = self.named.model.is_some() && {
             let (call, plan) = self.routed(&boundary, None)?;
-            edit::passes_unread(&call, plan.body_model(), declared, settings.spool.memory_bytes)
+            let replay = plan.replay_bytes(self.state);
+            edit::passes_unread(&call, plan.body_model(), declared, settings.spool.memory_bytes, replay)
         };
         read::invite(client).await?;
         let bounds = spool::Bounds { memory: settings.spool.memory_bytes, total: settings.spool.total_bytes as u64 };

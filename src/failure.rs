@@ -119,7 +119,7 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
     let Some(error) = error.filter(|error| !was_answered(error)) else { return (End::Complete, None) };
     match root(error) {
         Some(Refusal::UpstreamTimeout) => return (End::Timeout, Some("upstream_timeout")),
-        // An upload that stops in the middle is one whose client has left.
+        // An upload that stops in the middle is one whose client has left; it may have closed one way only.
         Some(Refusal::BodyTruncated) => return (End::ClientGone, Some("client_gone")),
         Some(refusal @ Refusal::BodyTimeout) if begun => return (End::Timeout, Some(refusal.code())),
         Some(refusal) if refusal.is_the_clients() => {

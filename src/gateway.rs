@@ -12,7 +12,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::Asks;
@@ -473,6 +473,10 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         error.retry.decide_reuse(reused);
         mark_unwritten(&mut error, reused);
+        if is_awaiting(&error) && !session.is_body_done() {
+            // A provider that takes no more is told by its writing; this one only waits for a client that drips.
+            error = refused(Refusal::BodyTimeout);
+        }
         let refusal = root(&error);
         if was_answered(&error) {
             return error;
@@ -491,7 +495,7 @@ impl ProxyHttp for Gateway {
                 error.set_retry(true);
                 return error;
             }
-            return refused(Refusal::MissingField("model"));
+            return refused(Refusal::SpoolFull);
         }
         let now = Instant::now();
         let attempt = ctx.exchange.attempt_mut();
@@ -556,6 +560,11 @@ impl Gateway {
         log::warn!("{provider} at {peer}: {reason}, request {id}");
         self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
     }
+}
+
+/// Whether Pingora gave up waiting for an answer.
+fn is_awaiting(error: &Error) -> bool {
+    *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout
 }
 
 /// An attempt ended, and not for anything the provider did.

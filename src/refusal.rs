@@ -78,7 +78,7 @@ pub enum Refusal {
     Overloaded,
     #[error("Usage records cannot be written right now, so nothing is forwarded. Try again shortly.")]
     RecordsUnavailable,
-    #[error("There is no room to keep this upload until its model is known. Try again shortly, or send `model` first.")]
+    #[error("There is no room to keep this upload. Try again shortly, or send `model` first.")]
     SpoolFull,
     #[error("No provider could be reached for this request.")]
     UpstreamUnavailable,

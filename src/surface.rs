@@ -106,10 +106,13 @@ pub fn hint(path: &str) -> &'static str {
     ];
     if doubled.iter().any(|twice| path.contains(twice)) {
         "The path stands there twice: set the base URL to `…/v1`, without an endpoint behind it."
+    } else if path.strip_suffix('/').is_some_and(|path| find(path).is_some()) {
+        "It is there without the slash at the end."
     } else if unified(path.trim_start_matches('/')).is_some() {
         "Set the base URL to `…/v1`."
     } else {
-        "Set the base URL of an OpenAI client to `…/v1`; speech is `POST /v1/audio/speech`."
+        "Set the base URL of an OpenAI client to `…/v1`; speech is `POST /v1/audio/speech`, transcription \
+         `POST /v1/audio/transcriptions`."
     }
 }
 
@@ -193,7 +196,9 @@ mod tests {
             ("/audio/speech", "Set the base URL to `…/v1`."),
             ("/v1/v1/audio/speech", "stands there twice"),
             ("/v1/audio/speech/audio/speech", "stands there twice"),
+            ("/v1/audio/transcriptions/", "without the slash"),
             ("/elsewhere", "POST /v1/audio/speech"),
+            ("/elsewhere", "POST /v1/audio/transcriptions"),
         ] {
             assert!(hint(path).contains(fragment), "{path}: {}", hint(path));
         }

@@ -1,9 +1,11 @@
 //! What has been read of a body, and what is kept of it: everything, until it is known where it goes; then as much as
 //! may be sent again.
 
-use bytes::Bytes;
-use pingora_core::Result;
 use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
 
 use crate::body::spool::Spool;
 use crate::refusal::Refusal;
@@ -69,10 +71,10 @@ impl Intake {
         spool.room().await.map_err(|_| Refusal::SpoolFull)
     }
 
-    /// Waits until one more piece can be taken. May be dropped and called again.
-    pub async fn room(&mut self) {
+    /// Waits until one more piece can be taken; for a disk no longer than `patience`. May be dropped and called again.
+    pub async fn room(&mut self, patience: Duration) {
         if let Kept::Spool(spool) = &mut self.kept
-            && spool.room().await.is_err()
+            && !matches!(timeout(patience, spool.room()).await, Ok(Ok(())))
         {
             self.kept = Kept::Nothing;
         }

@@ -106,7 +106,8 @@ pub async fn form(
             return Ok(true);
         };
         form.push(&piece)?;
-        intake.keep(&piece).await?;
+        // A disk that hangs is as good as full.
+        timeout(idle, intake.keep(&piece)).await.map_err(|_| Refusal::SpoolFull)??;
     }
     let ended = session.is_body_done();
     if ended {

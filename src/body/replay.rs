@@ -11,7 +11,8 @@
 //!
 //! The end of a body that goes in many pieces waits until they have left. Pingora hands pieces to the provider's side
 //! through a pipe, and where the last one fills it, nobody listens to the client or asks for these timers until the
-//! provider says something (`proxy_handle_downstream` of pingora-proxy 0.9.1).
+//! provider says something (`proxy_handle_downstream` of pingora-proxy 0.9.1). A piece that an editor had to copy has
+//! left too early by this count; then Pingora's own read timeout remains.
 //!
 //! Everything that is awaited can be dropped at any point: state changes only after an await, never across one.
 
@@ -65,10 +66,12 @@ pub struct Way(Arc<Mutex<Option<Box<ServerSession>>>>);
 /// Puts a wrapper around `session`, whose body has been read up to the end of `intake`.
 pub fn wrap(session: &mut Box<ServerSession>, intake: Intake, patience: Patience, stopping: ShutdownWatch) -> Way {
     let way = Way::default();
-    let inner = std::mem::replace(session, placeholder());
+    let mut inner = std::mem::replace(session, placeholder());
+    let empty = intake.is_empty() && inner.is_body_done();
     let replay = Replay {
         inner: Some(inner),
         intake,
+        empty,
         position: 0,
         pieces: 0,
         underway: Arc::default(),
@@ -178,6 +181,8 @@ struct Replay {
     /// Always there until `Drop` hands it back.
     inner: Option<Box<ServerSession>>,
     intake: Intake,
+    /// There is no body.
+    empty: bool,
     /// How many bytes of the body this attempt has been given, and in how many pieces.
     position: u64,
     pieces: usize,
@@ -276,8 +281,10 @@ impl Replay {
     /// A piece that goes out, and is counted until it has left.
     fn given_out(&mut self, piece: Bytes) -> Bytes {
         self.pieces += 1;
-        // One alone never fills the pipe.
-        if self.pieces == 1 && self.is_given_out() { piece } else { Underway::count(&self.underway, piece) }
+        // So few never fill the pipe: the last one is the end. That is said with it or not at all, as Pingora asks
+        // for it at other times too.
+        self.ended = self.pieces < PIPE_PIECES && self.is_given_out();
+        if self.pieces == 1 && self.ended { piece } else { Underway::count(&self.underway, piece) }
     }
 
     /// Says that the body has ended, when its pieces have left; the client is listened to meanwhile.
@@ -340,11 +347,11 @@ impl CustomSession for Replay {
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.intake.is_empty() && self.inner_mut().is_body_done()
+        self.empty
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.ended || self.pieces < PIPE_PIECES && self.is_given_out()
+        self.ended || self.empty
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
@@ -358,7 +365,7 @@ impl CustomSession for Replay {
             return self.end().await;
         }
         if !done {
-            self.intake.room().await;
+            self.intake.room(self.patience.idle).await;
         }
         self.waiting = match self.waiting {
             Waiting::Nobody | Waiting::Upload(_) if done => Waiting::Head(Instant::now()),
@@ -400,13 +407,17 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         self.announce_end();
+        if !self.is_given_out() || !self.underway.is_none() {
+            // The rest of the upload, if the answer ends before it, is not read as a request.
+            self.inner_mut().set_keepalive(None);
+        }
         if self.inner().req_header().version == Version::HTTP_10 {
             tasks.iter_mut().for_each(end_by_closing);
             self.inner_mut().set_keepalive(None);
         }
         let ended = self.inner_mut().response_duplex_vec(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
-        if ended && !(self.is_body_done() && self.underway.is_none()) {
+        if ended && !(self.is_given_out() && self.underway.is_none()) {
             return Err(Error::because(ErrorType::ConnectionClosed, "in mid-upload", Answered));
         }
         Ok(ended)
@@ -544,6 +555,7 @@ mod tests {
         Replay {
             inner: Some(placeholder()),
             intake: Intake::whole(Bytes::new()),
+            empty: true,
             position: 0,
             pieces: 0,
             underway: Arc::default(),

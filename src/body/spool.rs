@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 
 /// Bytes handed to the disk at once, and read back at once.
 pub const PIECE_BYTES_MAX: usize = 128 * 1024;
+/// What is left to the records, which are on the same disk.
+const FREE_BYTES_MIN: u64 = 16 << 20;
 /// Smaller pieces are put together, so that a client cannot make many small allocations stay.
 const SHARED_BYTES_MIN: usize = 32 * 1024;
 
@@ -39,6 +41,14 @@ impl Spools {
     /// Bytes that all spools hold.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// A file without a name. The folder is made again where somebody has tidied it away.
+    fn file(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.dir).or_else(|_| {
+            std::fs::create_dir_all(&self.dir)?;
+            tempfile::tempfile_in(&self.dir)
+        })
     }
 
     fn take(&self, bytes: u64, max: u64) -> bool {
@@ -82,6 +92,8 @@ pub struct Spool {
     tail: Tail,
     writing: Option<Writing>,
     file: Option<OnDisk>,
+    /// Bytes have been handed to the disk.
+    spilled: bool,
     len: u64,
 }
 
@@ -108,7 +120,7 @@ struct OnDisk {
 
 impl Spool {
     pub fn new(shared: Arc<Spools>, bounds: Bounds) -> Self {
-        Self { shared, bounds, tail: Tail::default(), writing: None, file: None, len: 0 }
+        Self { shared, bounds, tail: Tail::default(), writing: None, file: None, spilled: false, len: 0 }
     }
 
     /// Bytes kept.
@@ -134,8 +146,7 @@ impl Spool {
     /// Waits until there is room for one more piece: what is too much for the memory is handed to the disk, and there
     /// is never more than one write on its way. May be dropped and called again.
     pub async fn room(&mut self) -> Result<(), Full> {
-        let spilled = self.file.is_some() || self.writing.is_some();
-        let keep = if spilled { PIECE_BYTES_MAX } else { self.bounds.memory };
+        let keep = if self.spilled { PIECE_BYTES_MAX } else { self.bounds.memory };
         if self.tail.len <= keep {
             return Ok(());
         }
@@ -175,9 +186,6 @@ impl Spool {
         match result {
             Ok(file) => {
                 let before = self.file.as_ref().map_or(0, |file| file.len);
-                if self.file.is_none() {
-                    self.shared.metrics.spool_files.inc();
-                }
                 self.file = Some(OnDisk { file, len: before + writing.len as u64 });
                 self.writing = None;
                 Ok(())
@@ -196,11 +204,18 @@ impl Spool {
         let (pieces, len) = self.tail.take();
         let (shared, data) = (Arc::clone(&self.shared), pieces.clone());
         let before = self.file.as_ref().map(|file| (Arc::clone(&file.file), file.len));
+        if !std::mem::replace(&mut self.spilled, true) {
+            self.shared.metrics.spool_files.inc();
+        }
         let task = tokio::task::spawn_blocking(move || {
             let (file, mut at) = match before {
                 Some(before) => before,
-                None => (Arc::new(tempfile::tempfile_in(&shared.dir)?), 0),
+                None => (Arc::new(shared.file()?), 0),
             };
+            let free = rustix::fs::fstatvfs(&file)?;
+            if free.f_bavail.saturating_mul(free.f_frsize) < FREE_BYTES_MIN {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             for piece in data {
                 file.write_all_at(&piece, at)?;
                 at += piece.len() as u64;
@@ -252,8 +267,10 @@ fn read_at(file: &File, mut at: u64, size: usize) -> io::Result<Bytes> {
 impl Drop for Spool {
     fn drop(&mut self) {
         self.shared.give_back(self.len);
+        if self.spilled {
+            self.shared.metrics.spool_files.dec();
+        }
         let Some(file) = self.file.take() else { return };
-        self.shared.metrics.spool_files.dec();
         // The last to close a file without a name frees its blocks: that is a disk's work.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || drop(file));
@@ -350,6 +367,7 @@ mod tests {
     fn a_disk_that_fails_is_said_and_loses_nothing() {
         let (dir, spools) = spools();
         std::fs::remove_dir_all(dir.path().join("spool")).expect("removed");
+        std::fs::write(dir.path().join("spool"), "in the way").expect("written");
         block_on(async {
             let mut spool = Spool::new(Arc::clone(&spools), BOUNDS);
             let all = pattern(400_000);

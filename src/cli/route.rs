@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
 
@@ -10,10 +11,11 @@ use super::{Config, Failed, WithoutSecrets, load};
 use crate::config::settings::Key;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{self, Caller};
-use crate::stage::inspect::{self, Call};
+use crate::stage::inspect::{self, Call, Media};
+use crate::stage::rewrite;
 use crate::stage::route::{self, Plan};
 use crate::state::State;
-use crate::surface;
+use crate::surface::{self, Endpoint};
 use crate::wire::json::{Member, Scanner};
 use crate::wire::multipart::Boundary;
 
@@ -103,7 +105,13 @@ impl Dry<'_> {
         }
         let named = inspect::named(&place, self.headers, self.uri.query().unwrap_or_default())?;
         if place.endpoint.is_upload() {
-            let call = inspect::upload(place.endpoint, named, boundary()?, self.args.model.as_deref())?;
+            let boundary = self.boundary(place.endpoint)?;
+            let inside = self.args.model.clone().map(inspect::valid_model).transpose()?;
+            if named.model.is_none() && inside.is_none() {
+                said.push(("body", "say with --model which one its form names, and the rest is said too".to_owned()));
+                return Ok(());
+            }
+            let call = inspect::upload(place.endpoint, named, boundary, inside.as_deref())?;
             return self.routed(&caller, &call, said);
         }
         inspect::media(place.endpoint, self.headers)?;
@@ -144,11 +152,24 @@ impl Dry<'_> {
         let base = &plan.provider.base_url;
         let scheme = if base.tls { "https" } else { "http" };
         let (provider, model) = (&plan.provider.name, &plan.provider_model);
-        let url = format!("{scheme}://{}{}{}", base.authority(), base.path, plan.target.path);
+        let query = self.uri.query();
+        let url = format!("{scheme}://{}{}", base.authority(), rewrite::target(&base.path, &plan.target, query));
         said.push(("candidate", format!("1. {provider}/{model} at {url}")));
         call.check(&plan.bounds(self.state))?;
         said.push(("body", self.body(call, &plan)));
         Ok(())
+    }
+
+    /// That of the header, or of a form that nobody sends.
+    fn boundary(&self, endpoint: Endpoint) -> Result<Boundary, Refusal> {
+        let mut headers = self.headers.clone();
+        if !headers.contains_key(CONTENT_TYPE) {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=aulos"));
+        }
+        match inspect::media(endpoint, &headers)? {
+            Media::Form(boundary) => Ok(boundary),
+            Media::Json => Err(Refusal::MediaType("multipart/form-data")),
+        }
     }
 
     /// What becomes of the body.
@@ -162,11 +183,6 @@ impl Dry<'_> {
         };
         if edits.is_empty() { "is sent as it is".to_owned() } else { format!("gets {}", edits.join(", ")) }
     }
-}
-
-/// Of a form that nobody sends.
-fn boundary() -> Result<Boundary, Refusal> {
-    Ok(Boundary::parse("multipart/form-data; boundary=aulos")?)
 }
 
 fn members(body: &[u8]) -> Result<Vec<Member>, Refusal> {
@@ -223,8 +239,8 @@ mod tests {
     "#;
     const BODY: &str = r#"{"model":"tts-1","input":"x","voice":"alloy"}"#;
 
-    fn dry(key: Option<&str>, path: &str, json: Option<&str>, header: &[&str]) -> (String, Option<&'static str>) {
-        let args = Route {
+    fn args(key: Option<&str>, path: &str, json: Option<&str>, header: &[&str]) -> Route {
+        Route {
             config: Config { config: "/nowhere".into() },
             key: key.map(str::to_owned),
             user_path: None,
@@ -233,9 +249,16 @@ mod tests {
             json: json.map(str::to_owned),
             model: None,
             path: path.to_owned(),
-        };
+        }
+    }
+
+    fn dry(key: Option<&str>, path: &str, json: Option<&str>, header: &[&str]) -> (String, Option<&'static str>) {
+        told(&args(key, path, json, header))
+    }
+
+    fn told(args: &Route) -> (String, Option<&'static str>) {
         let now = "2026-11-20T12:00:00Z".parse().expect("a time");
-        let lines = explain(&testing::state(CONFIG), &args, now).expect("the arguments are fine");
+        let lines = explain(&testing::state(CONFIG), args, now).expect("the arguments are fine");
         let said: Vec<_> = lines.said.iter().map(|(step, what)| format!("{step}: {what}")).collect();
         (said.join("\n"), lines.refusal.map(|refusal| refusal.code()))
     }
@@ -255,6 +278,33 @@ mod tests {
         }
         let (said, refusal) = dry(None, "/v1/audio/speech", None, &[]);
         assert!(refusal.is_none() && said.contains("--json"), "{said}");
+    }
+
+    #[test]
+    fn an_uploads_model_is_said_in_words() {
+        let dry = |path: &str, model: Option<&str>, header: &[&str]| {
+            let args = Route { model: model.map(str::to_owned), ..args(None, path, None, header) };
+            told(&args)
+        };
+        let path = "/v1/audio/transcriptions";
+        for (path, model, header, want, refusal) in [
+            (path, Some("tts-1"), &[][..], "body: gets the model `gpt-4o-mini-tts`", None),
+            (
+                path,
+                Some("openai/whisper-1"),
+                &[],
+                "1. openai/whisper-1 at https://api.openai.com/v1/audio/transcriptions",
+                None,
+            ),
+            (path, None, &[], "--model", None),
+            (path, None, &["x-aulos-model: openai/whisper-1"], "candidate", None),
+            (path, Some(""), &[], "refused", Some("invalid_model")),
+            (path, Some("tts-1"), &["content-type: text/plain"], "refused", Some("unsupported_media_type")),
+            (path, Some("tts-1"), &["content-encoding: gzip"], "refused", Some("unsupported_media_type")),
+        ] {
+            let (said, code) = dry(path, model, header);
+            assert!(said.contains(want) && code == refusal, "{model:?} {header:?}:\n{said}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
     let server = server(reader, root.section("server"));
     let timeouts = timeouts(root.section("timeouts"));
     let limits = limits(root.section("limits"));
-    let spool = spool(root.section("spool"));
+    let spool = spool(reader, root.section("spool"), &limits);
     let (written_providers, written_models) = (root.section("providers").named(), root.section("models").named());
     let (written_aliases, written_keys) = (root.section("aliases").named(), root.section("keys").named());
     let written_paths = root.section("paths").named();
@@ -220,12 +220,17 @@ fn limits(mut table: Section) -> Limits {
     Limits { json_body, chat_body, upload_body, in_flight }
 }
 
-fn spool(mut table: Section) -> Spool {
+fn spool(reader: &Reader<'_>, mut table: Section, limits: &Limits) -> Spool {
     let spool = Spool {
         memory_bytes: size(&mut table, "memory_bytes", 0).unwrap_or(64 << 10),
         replay_bytes: size(&mut table, "replay_bytes", 0).unwrap_or(100 << 20),
         total_bytes: size(&mut table, "total_bytes", 1).unwrap_or(4 << 30),
     };
+    if spool.total_bytes < limits.upload_body {
+        let message = "`spool.total_bytes` is smaller than `limits.upload_body`";
+        let help = "an upload that large, whose model is not known before its end, would never find room";
+        reader.report(Finding::warning(table.span(), message).help(help));
+    }
     table.finish();
     spool
 }
@@ -271,7 +276,11 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
     let hold_200 = table.take("hold_200").and_then(|item| item.switch()).unwrap_or(false);
     let span = table.span();
     table.finish();
-    let Some(provider) = Provider::new(name, kind?, base_url?, key) else {
+    let (kind, mut base_url) = (kind?, base_url?);
+    if let Some(path) = kind.own_paths().iter().find_map(|own| base_url.path.strip_suffix(own)) {
+        base_url.path = path.to_owned();
+    }
+    let Some(provider) = Provider::new(name, kind, base_url, key) else {
         reader.report(Finding::error(span, "the host of `base_url`, or the key, cannot stand in an HTTP header"));
         return None;
     };

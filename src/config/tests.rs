@@ -150,10 +150,10 @@ fn what_is_written_of_uploads_and_odd_providers_is_read() {
     let settings = good(
         r#"
         limits.upload_body = "4KiB"
-        spool = { memory_bytes = 0, replay_bytes = "0", total_bytes = "1KB" }
+        spool = { memory_bytes = 0, replay_bytes = "0", total_bytes = "5KB" }
         [providers.azure]
         kind = "azure"
-        base_url = "https://res.openai.azure.com"
+        base_url = "https://res.openai.azure.com/openai/v1/"
         api_version = "2025-04-01-preview"
         hold_200 = true
         [models.whisper]
@@ -162,9 +162,12 @@ fn what_is_written_of_uploads_and_odd_providers_is_read() {
         "#,
     );
     assert_eq!(settings.limits.upload_body, 4096);
-    assert_eq!(settings.spool, Spool { memory_bytes: 0, replay_bytes: 0, total_bytes: 1000 });
+    assert_eq!(settings.spool, Spool { memory_bytes: 0, replay_bytes: 0, total_bytes: 5000 });
     let azure = &settings.providers["azure"];
     assert_eq!((azure.api_version.as_deref(), azure.hold_200), (Some("2025-04-01-preview"), true));
+    assert_eq!(azure.base_url.path, "", "what stands in every path of Azure's is not doubled");
+    let (_, warnings) = read("limits.upload_body = \"5GiB\"").unwrap_or_else(|complaints| panic!("{complaints}"));
+    assert!(warnings.iter().any(|w| w.to_string().contains("`spool.total_bytes` is smaller")), "{warnings:?}");
     assert_eq!(settings.models["whisper"].replay_bytes, Some(5_000_000));
 }
 

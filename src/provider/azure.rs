@@ -65,6 +65,10 @@ impl Provider for Azure {
     fn takes_api_version(&self) -> bool {
         true
     }
+
+    fn own_paths(&self) -> &'static [&'static str] {
+        &["/openai/v1", "/openai"]
+    }
 }
 
 #[cfg(test)]

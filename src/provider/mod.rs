@@ -28,6 +28,11 @@ pub trait Provider: Sync + Send + Debug {
         false
     }
 
+    /// What people paste behind the address of its base URL although it is said here: longest first.
+    fn own_paths(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether it serves requests of this kind.
     fn serves(&self, endpoint: Endpoint) -> bool {
         self.target(endpoint, "model", None).is_some()

@@ -109,11 +109,15 @@ impl Place {
 }
 
 /// Whether a form whose model the head has named can be forwarded before anything of it has been read: its length is
-/// not declared, or what it says of the model can stay as it is. Small ones are read whole all the same.
-pub fn passes_unread(call: &Call, name: Option<&str>, declared: Option<u64>, small: usize) -> bool {
-    let Task::Upload(upload) = &call.task else { return false };
+/// not declared, or what it says of the model can stay as it is.
+///
+/// A `small` one is read whole all the same, and one that may have to be sent again, as it turns out to name no model,
+/// has to be within `replay` bytes.
+pub fn passes_unread(call: &Call, name: Option<&str>, declared: Option<u64>, small: usize, replay: usize) -> bool {
+    let (Task::Upload(upload), Some(len)) = (&call.task, declared) else { return true };
     let change = Change::new(upload, name);
-    declared.is_none_or(|len| len > small as u64 && change.is_none_where_agreed())
+    let stays = name.is_none() || change.is_none_where_agreed() && len <= replay as u64;
+    len > small as u64 && stays
 }
 
 /// What a form becomes for one provider.
@@ -142,7 +146,7 @@ impl Change {
 
     /// Whether a form that names the model, as it has to be named, goes on unchanged.
     fn is_none_where_agreed(&self) -> bool {
-        self.name.is_none() || self.name == self.upload.agreed
+        self.name == self.upload.agreed
     }
 
     fn edit(&self, place: &Place) -> Option<Edit> {
@@ -392,18 +396,20 @@ mod tests {
 
     #[test]
     fn a_form_passes_unread_where_its_length_stays_true() {
-        let small = 100;
+        let (small, replay) = (100, 200);
         for (label, outside, by_path, name, declared, want) in [
             ("chunked", "asked", false, Some("other"), None, true),
             ("chunked, by path", "asked", true, Some("other"), None, true),
             ("declared, the same name", "asked", false, Some("asked"), Some(101), true),
             ("declared, but small", "asked", false, Some("asked"), Some(100), false),
+            ("declared, too long to be sent again", "asked", false, Some("asked"), Some(201), false),
+            ("declared, too long, but nothing can change", "asked", false, None, Some(201), true),
             ("declared, another name", "asked", false, Some("other"), Some(101), false),
             ("declared, by path", "asked", true, Some("asked"), Some(101), false),
             ("declared, the provider's path names it", "asked", true, None, Some(101), true),
         ] {
             assert_eq!(
-                passes_unread(&call(boundary(), Some(outside), by_path), name, declared, small),
+                passes_unread(&call(boundary(), Some(outside), by_path), name, declared, small, replay),
                 want,
                 "{label}"
             );

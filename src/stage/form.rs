@@ -10,6 +10,10 @@ use crate::stage::inspect::valid_model;
 use crate::units::printable;
 use crate::wire::multipart::{Boundary, Part, Scanner, Want};
 
+/// The audio, or where some providers may fetch it themselves.
+const FILES: [&str; 3] = ["file", "url", "file_url"];
+/// There are two; what is more is a client's mistake.
+const GRANULARITIES_MAX: usize = 4;
 /// Bytes of a field that records keep.
 const RECORDED_BYTES_MAX: usize = 256;
 
@@ -63,7 +67,7 @@ impl Form {
         self.scanner.finish()?;
         self.ended = true;
         self.judge()?;
-        let has_file = self.scanner.parts().iter().any(|part| part.name == "file");
+        let has_file = self.scanner.parts().iter().any(|part| FILES.contains(&part.name.as_str()));
         if has_file { Ok(()) } else { Err(Refusal::MissingField("file")) }
     }
 
@@ -102,8 +106,8 @@ impl Form {
             file_bytes: file.map(|file| file.value.end - file.value.start),
             response_format: text("response_format"),
             language: text("language"),
-            timestamp_granularities: granularities.map(text_of).collect(),
-            stream: text("stream").is_some_and(|stream| stream == "true"),
+            timestamp_granularities: granularities.take(GRANULARITIES_MAX).map(text_of).collect(),
+            stream: text("stream").is_some_and(|stream| stream.eq_ignore_ascii_case("true") || stream == "1"),
         }
     }
 
@@ -127,7 +131,7 @@ impl Form {
 fn want(name: &str) -> Want {
     match name {
         // It need not have a file name.
-        "file" => Want::Place,
+        _ if FILES.contains(&name) => Want::Place,
         "response_format" | "language" | "stream" => Want::Text,
         _ if is_granularity(name) || may_mean_model(name) => Want::Text,
         _ => Want::Nothing,
@@ -241,6 +245,7 @@ mod tests {
             (&[FILE, ("name=\"model\"", &"m".repeat(MODEL_BYTES_MAX + 1))], "invalid_model"),
             (&[FILE, ("name=\"model\"", &"m".repeat(5000))], "invalid_model"),
             (&[model], "missing_required_parameter"),
+            (&[model, ("name=\"files\"", "x")], "missing_required_parameter"),
         ] {
             let body = form_of(parts);
             same_however_cut(&body, |pieces| read(pieces).map_err(|refusal| refusal.code()));
@@ -248,6 +253,11 @@ mod tests {
         }
         let (model, _) = read(&[&form_of(&[FILE, ("name=\"models\"", "x"), ("name=\"remodel\"", "x")])]).expect("fine");
         assert_eq!(model, None, "names that only look alike are other fields");
+    }
+
+    #[test]
+    fn some_providers_fetch_the_file() {
+        assert!(read(&[&form_of(&[("name=\"model\"", "m"), ("name=\"url\"", "https://example.com/a")])]).is_ok());
     }
 
     #[test]

@@ -293,7 +293,7 @@ fn after_brace(body: &[u8]) -> usize {
 }
 
 /// A model's name, wherever it came from.
-pub(super) fn valid_model(name: String) -> Result<String, Refusal> {
+pub fn valid_model(name: String) -> Result<String, Refusal> {
     let fits = !name.trim().is_empty() && name.len() <= MODEL_BYTES_MAX && !name.chars().any(char::is_control);
     if fits { Ok(name) } else { Err(Refusal::InvalidModel) }
 }

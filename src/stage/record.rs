@@ -15,7 +15,7 @@ use uuid::Uuid;
 pub enum End {
     /// The answer was delivered whole.
     Complete,
-    /// We answered it ourselves, and nothing was forwarded.
+    /// We answered it ourselves; of an upload, a part may have been forwarded before it turned out to be wrong.
     Refused,
     /// No provider gave an answer that could be passed on.
     UpstreamFailed,

@@ -74,7 +74,7 @@ fn is_ours(name: &HeaderName) -> bool {
 }
 
 /// The path at the provider, and the client's query without what was meant for us, or is ours to say.
-fn target(base: &str, target: &Target, query: Option<&str>) -> String {
+pub fn target(base: &str, target: &Target, query: Option<&str>) -> String {
     let own = target.query.as_ref();
     let is_the_providers = |pair: &str| {
         let name = pair.split('=').next().unwrap_or_default();

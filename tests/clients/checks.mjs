@@ -1,28 +1,19 @@
-// What people do with openai-node, done to a gateway. Prints one JSON line a check, and the SDK's version.
+// What people do with openai-node, done to a gateway: speech, chats, models.
 //
-// `tests/stories/clients.rs` starts the gateway and plays the provider: the first word of `input`, or of a chat's
-// first message, tells it what to do, the rest makes the request one of its kind. `never` must not reach it.
+// `tests/stories/clients/speech.rs` starts the gateway and plays the provider: the first word of `input`, or of a
+// chat's first message, tells it what to do, the rest makes the request one of its kind. `never` must not reach it.
 
 import assert from 'node:assert/strict';
-import OpenAI, { AzureOpenAI } from 'openai';
-import { VERSION } from 'openai/version';
+import OpenAI from 'openai';
+import { azure, breaks, main, options, raises } from './common.mjs';
 
-const { GATEWAY, BUSY_GATEWAY, API_KEY, LIMITED_KEY } = process.env;
+const { BUSY_GATEWAY, LIMITED_KEY } = process.env;
 
 // The provider's sound, and the sizes of the pieces in which it streams it.
 const SOUND = Buffer.from(Array.from({ length: 40_000 }, (_, i) => (i * 7 + Math.floor(i / 256)) % 256));
 const PIECES = [16, 5_000, 34_984];
-const API_VERSION = '2025-04-01-preview';
 const MODEL = 'openai/tts-1';
 const CHAT = { model: 'openai/gpt-audio', modalities: ['text', 'audio'], audio: { voice: 'alloy', format: 'pcm16' } };
-
-function options({ key = API_KEY, base = '/v1', gateway = GATEWAY, retries = 0 } = {}) {
-    return { apiKey: key, baseURL: gateway + base, maxRetries: retries, timeout: 15_000 };
-}
-
-function azure(key = API_KEY) {
-    return new AzureOpenAI({ apiKey: key, endpoint: GATEWAY, apiVersion: API_VERSION, maxRetries: 0, timeout: 15_000 });
-}
 
 const client = new OpenAI(options());
 
@@ -32,31 +23,6 @@ const goOn = (tag) => client.audio.speech.create(says(`next ${tag}`));
 const bytes = async (answer) => Buffer.from(await answer.arrayBuffer());
 // Not `deepEqual`, whose account of a difference would be 40 000 lines long.
 const sound = (got, want = SOUND) => assert.ok(want.equals(got), `${got.length} bytes that are not the provider's`);
-
-/** The promise must fail with exactly this error, which is then looked at. A page that is no JSON has no `code`. */
-async function raises(kind, { status, code, param = code && null }, call) {
-    try {
-        await call();
-    } catch (error) {
-        assert.equal(error.constructor.name, kind.name, String(error));
-        assert.deepEqual({ status: error.status, code: error.code, param: error.param }, { status, code, param });
-        assert.ok(error.requestID, 'no request id');
-        assert.ok(error.headers.get('x-aulos-request-id'));
-        return error;
-    }
-    throw new assert.AssertionError({ message: `no ${kind.name}` });
-}
-
-/** The promise must fail, whatever the SDK calls it: a break that looks like an end would be a lie. */
-async function breaks(call) {
-    try {
-        await call();
-    } catch (error) {
-        if (error instanceof assert.AssertionError) throw error;
-        return `${error.constructor.name}: ${error.message}`;
-    }
-    throw new assert.AssertionError({ message: 'it ended as if it were whole' });
-}
 
 /** Collects a chat's chunks. The provider sends the next only when the last one that counts has arrived. */
 async function chatStreamed(withClient, text, tag) {
@@ -371,13 +337,4 @@ const retries = {
     },
 };
 
-console.log(JSON.stringify({ sdk: 'openai-node', version: VERSION, runtime: process.version }));
-for (const [check, run] of Object.entries({ ...speech, ...others, ...errors, ...retries })) {
-    let line;
-    try {
-        line = { check, ok: true, detail: (await run()) ?? null };
-    } catch (error) {
-        line = { check, ok: false, detail: String(error?.stack ?? error).slice(0, 2000) };
-    }
-    console.log(JSON.stringify(line));
-}
+await main({ ...speech, ...others, ...errors, ...retries });

@@ -1,6 +1,6 @@
-"""What people do with openai-python, done to a gateway. Prints one JSON line a check, and the SDK's version.
+"""What people do with openai-python, done to a gateway: speech, chats, models.
 
-`tests/stories/clients.rs` starts the gateway and plays the provider: the first word of `input`, or of a chat's
+`tests/stories/clients/speech.rs` starts the gateway and plays the provider: the first word of `input`, or of a chat's
 first message, tells it what to do, the rest makes the request one of its kind. `never` must not reach it.
 """
 
@@ -8,43 +8,23 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-import traceback
-from contextlib import contextmanager
 
 import openai
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 
-GATEWAY = os.environ["GATEWAY"]
+from common import azure, breaks, check, equal, main, options, raises
+
 BUSY_GATEWAY = os.environ["BUSY_GATEWAY"]
-KEY = os.environ["API_KEY"]
 LIMITED_KEY = os.environ["LIMITED_KEY"]
 
 # The provider's sound, and the sizes of the pieces in which it streams it.
 SOUND = bytes((i * 7 + i // 256) % 256 for i in range(40_000))
 PIECES = (16, 5_000, 34_984)
-API_VERSION = "2025-04-01-preview"
 MODEL = "openai/tts-1"
 CHAT = {"model": "openai/gpt-audio", "modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
-
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def options(key=KEY, base="/v1", gateway=GATEWAY, retries=0):
-    return {"api_key": key, "base_url": gateway + base, "max_retries": retries, "timeout": 15}
-
-
-def azure():
-    return {"api_key": KEY, "azure_endpoint": GATEWAY, "api_version": API_VERSION, "max_retries": 0, "timeout": 15}
-
 
 client = OpenAI(**options())
 
@@ -55,42 +35,6 @@ def says(text, model=MODEL, **more):
 
 def asks(text, **more):
     return {**CHAT, "messages": [{"role": "user", "content": text}], **more}
-
-
-def equal(got, want, what=""):
-    assert got == want, f"{what} {got!r:.300} is not {want!r:.300}"
-
-
-@contextmanager
-def raises(kind, code=None, param=None, status=None):
-    """The body must raise exactly this error, which is then looked at."""
-    caught = []
-    try:
-        yield caught
-    except openai.APIStatusError as error:
-        caught.append(error)
-        equal(type(error), kind)
-        equal((error.code, error.param), (code, param))
-        assert error.request_id, "no request id"
-        assert error.response.headers["x-aulos-request-id"]
-        if status is not None:
-            equal(error.status_code, status)
-    else:
-        raise AssertionError(f"no {kind.__name__}")
-
-
-@contextmanager
-def breaks():
-    """The body must raise, whatever the SDK calls it: a break that looks like an end would be a lie."""
-    caught = []
-    try:
-        yield caught
-    except AssertionError:
-        raise
-    except Exception as error:
-        caught.append(f"{type(error).__module__}.{type(error).__name__}")
-    else:
-        raise AssertionError("it ended as if it were whole")
 
 
 class Pieces:
@@ -548,24 +492,6 @@ async def async_cancelled():
     except asyncio.CancelledError:
         return
     raise AssertionError("it was not cancelled")
-
-
-def run(function):
-    try:
-        result = function()
-        if asyncio.iscoroutine(result):
-            result = asyncio.run(asyncio.wait_for(result, 30))
-        return True, result
-    except Exception as error:
-        return False, f"{error!r} {traceback.format_exc(limit=-3)}"
-
-
-def main():
-    print(json.dumps({"sdk": "openai-python", "version": openai.__version__, "runtime": platform.python_version()}))
-    for function in CHECKS:
-        ok, detail = run(function)
-        print(json.dumps({"check": function.__name__, "ok": ok, "detail": detail}), flush=True)
-    client.close()
 
 
 if __name__ == "__main__":

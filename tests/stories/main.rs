@@ -11,3 +11,4 @@ mod faults;
 mod process;
 mod speech;
 mod tls;
+mod uploads;

@@ -1,6 +1,7 @@
 //! What clients do wrong: each mistake has its exact answer and its record, and no vendor hears of it.
 
 mod bodies;
+mod forms;
 mod heads;
 mod json;
 mod keys;

@@ -41,10 +41,13 @@ impl Client {
     }
 
     /// Sends bytes as they are. A connection that the other side has closed is no failure here: the answer tells.
-    pub(crate) async fn send(&mut self, bytes: &[u8]) -> &mut Self {
-        if self.stream.write_all(bytes).await.is_ok() {
-            self.stream.flush().await.ok();
-        }
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        soon("what is sent is taken", async {
+            if self.stream.write_all(bytes.as_ref()).await.is_ok() {
+                self.stream.flush().await.ok();
+            }
+        })
+        .await;
         self
     }
 

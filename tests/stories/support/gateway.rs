@@ -190,6 +190,13 @@ impl Gateway {
         self.child.id().expect("still runs")
     }
 
+    /// Bytes of memory, by one of the names in `/proc/PID/status`: VmRSS, VmHWM.
+    pub(crate) fn memory(&self, name: &str) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("there");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    }
+
     /// Sends a signal by its name: TERM, HUP, USR1, KILL.
     pub(crate) fn signal(&self, name: &str) {
         let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();

@@ -1,7 +1,9 @@
 //! The one place that knows ports, processes and waiting.
 
 pub(crate) mod client;
+pub(crate) mod form;
 pub(crate) mod gateway;
+pub(crate) mod http2;
 pub(crate) mod vendor;
 
 pub(crate) use client::{Answer, Client};

@@ -16,6 +16,7 @@ pub(crate) struct Received {
     pub(crate) target: String,
     /// Names in lower case.
     pub(crate) headers: Vec<(String, String)>,
+    /// Empty as long as only the head is here.
     pub(crate) body: Vec<u8>,
     /// Which connection it came on, counted from 0.
     pub(crate) connection: usize,
@@ -37,10 +38,22 @@ impl Received {
 
 #[derive(Default)]
 struct Seen {
+    heads: Mutex<Vec<Received>>,
     requests: Mutex<Vec<Received>>,
-    connections: Mutex<usize>,
+    /// How the request that is arriving on each connection begins, raw.
+    heard: Mutex<Vec<Vec<u8>>>,
     closed: Mutex<usize>,
     changed: Notify,
+}
+
+/// Bytes of a request in which a story can look for something while it arrives.
+const HEARD_BYTES_MAX: usize = 1 << 20;
+
+impl Seen {
+    fn note(&self, change: impl FnOnce(&Self)) {
+        change(self);
+        self.changed.notify_waiters();
+    }
 }
 
 /// The vendor. Its connections end with the story's runtime.
@@ -52,6 +65,12 @@ pub(crate) struct Vendor {
 /// The vendor's end of one connection, while it answers one request.
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
+    /// What was read beyond the last request.
+    buffer: Vec<u8>,
+    connection: usize,
+    /// Requests that have begun on it.
+    begun: usize,
+    seen: Arc<Seen>,
 }
 
 impl Wire {
@@ -71,19 +90,149 @@ impl Wire {
 
     /// Resolves when the gateway closes the connection.
     pub(crate) async fn gone(&mut self) {
-        let mut byte = [0; 1024];
-        while let Ok(1..) = self.stream.read(&mut byte).await {}
+        while self.more().await.is_some() {}
+    }
+
+    /// Says that nothing more will be written, and goes on reading until the gateway closes.
+    pub(crate) async fn linger(&mut self) {
+        self.stream.shutdown().await.ok();
+        self.gone().await;
+    }
+
+    /// Whether this is not the first request on its connection.
+    pub(crate) fn is_used(&self) -> bool {
+        self.begun > 1
     }
 
     /// Ends the connection with a reset.
     pub(crate) fn reset(&self) {
         self.stream.set_zero_linger().expect("set");
     }
+
+    /// Reads the head of the next request. `None`: the connection ended.
+    async fn head(&mut self) -> Option<Received> {
+        let end = loop {
+            match find(&self.buffer, b"\r\n\r\n") {
+                Some(end) => break end + 4,
+                None => self.more().await?,
+            }
+        };
+        let connection = self.connection;
+        self.begun += 1;
+        self.seen.note(|seen| {
+            seen.heard.lock().expect("no test panics with it")[connection].clone_from(&self.buffer);
+        });
+        let head: Vec<u8> = self.buffer.drain(..end).collect();
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let mut lines = text.lines();
+        let mut first = lines.next()?.split(' ');
+        let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let head = Received { method, target, headers, body: Vec::new(), connection };
+        self.seen.note(|seen| seen.heads.lock().expect("no test panics with it").push(head.clone()));
+        Some(head)
+    }
+
+    /// Reads the body behind a head, by its length or in chunks. `None`: the connection ended before it did.
+    pub(crate) async fn whole(&mut self, mut request: Received) -> Option<Received> {
+        request.body = if request.header("transfer-encoding").is_some() {
+            self.chunked().await?
+        } else {
+            let length: usize = request.header("content-length").map_or(0, |length| length.parse().expect("a number"));
+            while self.buffer.len() < length {
+                self.more().await?;
+            }
+            self.buffer.drain(..length).collect()
+        };
+        self.forget();
+        self.seen.note(|seen| seen.requests.lock().expect("no test panics with it").push(request.clone()));
+        Some(request)
+    }
+
+    /// Reads on until `check` finds something in what has come behind the head. It stays there to be read.
+    pub(crate) async fn finds<T>(&mut self, check: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+        loop {
+            match check(&self.buffer) {
+                Some(found) => return Some(found),
+                None => self.more().await?,
+            }
+        }
+    }
+
+    fn forget(&self) {
+        self.seen.heard.lock().expect("no test panics with it")[self.connection].clear();
+    }
+
+    async fn chunked(&mut self) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = loop {
+                match find(&self.buffer, b"\r\n") {
+                    Some(end) => break self.buffer.drain(..end + 2).collect::<Vec<_>>(),
+                    None => self.more().await?,
+                }
+            };
+            let size = usize::from_str_radix(std::str::from_utf8(&line).ok()?.trim(), 16).ok()?;
+            while self.buffer.len() < size + 2 {
+                self.more().await?;
+            }
+            body.extend(self.buffer.drain(..size));
+            self.buffer.drain(..2);
+            if size == 0 {
+                return Some(body);
+            }
+        }
+    }
+
+    async fn more(&mut self) -> Option<()> {
+        let mut piece = vec![0; 64 * 1024];
+        match self.stream.read(&mut piece).await {
+            Ok(read @ 1..) => {
+                let piece = &piece[..read];
+                self.buffer.extend_from_slice(piece);
+                let connection = self.connection;
+                self.seen.note(|seen| {
+                    let heard = &mut seen.heard.lock().expect("no test panics with it")[connection];
+                    let room = HEARD_BYTES_MAX.saturating_sub(heard.len());
+                    heard.extend_from_slice(&piece[..read.min(room)]);
+                });
+                Some(())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What ends here is not arriving any more.
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.forget();
+    }
 }
 
 impl Vendor {
     /// Answers every request with `script`, which gives back the wire to go on with, or `None` to close it.
     pub(crate) async fn start<S, F>(script: S) -> Self
+    where
+        S: Fn(Received, Wire) -> F + Send + Sync + 'static,
+        F: Future<Output = Option<Wire>> + Send,
+    {
+        let script = Arc::new(script);
+        Self::early(move |head, mut wire| {
+            let script = Arc::clone(&script);
+            async move {
+                let request = wire.whole(head).await?;
+                script(request, wire).await
+            }
+        })
+        .await
+    }
+
+    /// The same, but the script is asked as soon as the head is here: the body is its own to read, or not.
+    pub(crate) async fn early<S, F>(script: S) -> Self
     where
         S: Fn(Received, Wire) -> F + Send + Sync + 'static,
         F: Future<Output = Option<Wire>> + Send,
@@ -97,24 +246,20 @@ impl Vendor {
                 stream.set_nodelay(true).ok();
                 let (script, seen) = (Arc::clone(&script), Arc::clone(&keep));
                 let connection = {
-                    let mut connections = seen.connections.lock().expect("no test panics with it");
-                    *connections += 1;
-                    *connections - 1
+                    let mut heard = seen.heard.lock().expect("no test panics with it");
+                    heard.push(Vec::new());
+                    heard.len() - 1
                 };
                 seen.changed.notify_waiters();
                 tokio::spawn(async move {
-                    let mut wire = Wire { stream };
-                    let mut buffer = Vec::new();
-                    while let Some(request) = receive(&mut wire.stream, &mut buffer, connection).await {
-                        seen.requests.lock().expect("no test panics with it").push(request.clone());
-                        seen.changed.notify_waiters();
-                        match script(request, wire).await {
+                    let mut wire = Wire { stream, buffer: Vec::new(), connection, begun: 0, seen: Arc::clone(&seen) };
+                    while let Some(head) = wire.head().await {
+                        match script(head, wire).await {
                             Some(next) => wire = next,
                             None => break,
                         }
                     }
-                    *seen.closed.lock().expect("no test panics with it") += 1;
-                    seen.changed.notify_waiters();
+                    seen.note(|seen| *seen.closed.lock().expect("no test panics with it") += 1);
                 });
             }
         });
@@ -146,18 +291,33 @@ impl Vendor {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
-    /// Everything it was sent so far.
+    /// Everything it was sent so far, whole.
     pub(crate) fn requests(&self) -> Vec<Received> {
         self.seen.requests.lock().expect("no test panics with it").clone()
     }
 
+    /// The heads of everything it was sent so far, whole or not.
+    pub(crate) fn heads(&self) -> Vec<Received> {
+        self.seen.heads.lock().expect("no test panics with it").clone()
+    }
+
     pub(crate) fn connections(&self) -> usize {
-        *self.seen.connections.lock().expect("no test panics with it")
+        self.seen.heard.lock().expect("no test panics with it").len()
     }
 
     /// Waits until it has been sent `count` requests whole, and gives them.
     pub(crate) async fn received(&self, count: usize) -> Vec<Received> {
         self.wait("requests at the vendor", || Some(self.requests()).filter(|all| all.len() >= count)).await
+    }
+
+    /// Waits until `what` is in the beginning of a request that is not whole yet.
+    pub(crate) async fn hears(&self, what: impl AsRef<[u8]>) {
+        let what = what.as_ref();
+        self.wait(&format!("{:?} at the vendor", String::from_utf8_lossy(what)), || {
+            let heard = self.seen.heard.lock().expect("no test panics with it");
+            heard.iter().any(|heard| find(heard, what).is_some()).then_some(())
+        })
+        .await;
     }
 
     /// Waits until `count` of its connections have ended.
@@ -181,67 +341,5 @@ impl Vendor {
             }
         })
         .await
-    }
-}
-
-/// Reads one request: its head, and a body by length or chunks. `None`: the connection ended.
-async fn receive(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: usize) -> Option<Received> {
-    let end = loop {
-        match find(buffer, b"\r\n\r\n") {
-            Some(end) => break end + 4,
-            None => more(stream, buffer).await?,
-        }
-    };
-    let head: Vec<u8> = buffer.drain(..end).collect();
-    let text = String::from_utf8_lossy(&head).into_owned();
-    let mut lines = text.lines();
-    let mut first = lines.next()?.split(' ');
-    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
-    let headers: Vec<_> = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        .collect();
-    let header = |name: &str| headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
-    let body = if header("transfer-encoding").is_some() {
-        chunked(stream, buffer).await?
-    } else {
-        let length: usize = header("content-length").map_or(0, |length| length.parse().expect("a number"));
-        while buffer.len() < length {
-            more(stream, buffer).await?;
-        }
-        buffer.drain(..length).collect()
-    };
-    Some(Received { method, target, headers, body, connection })
-}
-
-async fn chunked(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let line = loop {
-            match find(buffer, b"\r\n") {
-                Some(end) => break buffer.drain(..end + 2).collect::<Vec<_>>(),
-                None => more(stream, buffer).await?,
-            }
-        };
-        let size = usize::from_str_radix(std::str::from_utf8(&line).ok()?.trim(), 16).ok()?;
-        while buffer.len() < size + 2 {
-            more(stream, buffer).await?;
-        }
-        body.extend(buffer.drain(..size));
-        buffer.drain(..2);
-        if size == 0 {
-            return Some(body);
-        }
-    }
-}
-
-async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
-    let mut piece = vec![0; 64 * 1024];
-    match stream.read(&mut piece).await {
-        Ok(read @ 1..) => {
-            buffer.extend_from_slice(&piece[..read]);
-            Some(())
-        }
-        _ => None,
     }
 }

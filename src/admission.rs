@@ -39,10 +39,10 @@ impl Asks<'_> {
         let body = read::json(client, limit, settings.timeouts.idle).await?;
         let read = Instant::now();
         let call = inspect::call(self.endpoint, self.named, &body.bytes, &body.members)?;
-        let plan = route::plan(self.state, self.caller, (&call).into())?;
-        call.check(&plan.bounds(self.state))?;
+        let mut plan = route::plan(self.state, self.caller, (&call).into())?;
+        plan.keep_able(self.state, &call)?;
         let known = Known { len: Some(body.bytes.len() as u64), model: Place::Unknown, form: None };
-        Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, Intake::whole(body.bytes), read))
+        Ok((Admitted::new(call, plan, known), Intake::whole(body.bytes), read))
     }
 
     /// A form is read as far as it has to be: until it is known where it goes, and what has to change on the way.
@@ -59,7 +59,7 @@ impl Asks<'_> {
         let unread = self.named.model.is_some() && {
             let (call, plan) = self.routed(&boundary, None)?;
             let replay = plan.replay_bytes(self.state);
-            edit::passes_unread(&call, plan.body_model(), declared, settings.spool.memory_bytes, replay)
+            edit::passes_unread(&call, plan.first().body_model(), declared, settings.spool.memory_bytes, replay)
         };
         read::invite(client).await?;
         let bounds = spool::Bounds { memory: settings.spool.memory_bytes, total: settings.spool.total_bytes as u64 };
@@ -72,7 +72,7 @@ impl Asks<'_> {
         intake.keep_for_replay(plan.replay_bytes(self.state));
         let len = if ended { Some(intake.len()) } else { declared };
         let known = Known { len, model: Place::of(&form), form: Some(form) };
-        Ok((Admitted { call, plan, body: known, attempts: Vec::new() }, intake, read))
+        Ok((Admitted::new(call, plan, known), intake, read))
     }
 
     fn routed(&self, boundary: &Boundary, inside: Option<&str>) -> Result<(Call, Plan), Refusal> {

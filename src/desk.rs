@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use pingora_core::server::ShutdownWatch;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::answer::Answer;
@@ -14,7 +15,9 @@ use crate::exchange::Load;
 use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::state::State;
-use crate::upstream::resolve::Resolver;
+use crate::upstream::Standings;
+use crate::upstream::keys::Cause;
+use crate::upstream::pools::Pools;
 
 /// Audit records a second of requests that no valid key came with. The rest is counted.
 const STRANGERS_A_SECOND: u64 = 10;
@@ -24,7 +27,7 @@ pub struct Desk {
     pub records: Arc<Records>,
     pub load: Arc<Load>,
     pub metrics: Arc<Metrics>,
-    pub resolver: Resolver,
+    pub pools: Pools,
     pub spools: Arc<Spools>,
     began: Instant,
     /// The second that is being counted, and how many strangers were recorded in it.
@@ -37,7 +40,7 @@ impl Desk {
             records,
             load: Arc::default(),
             metrics,
-            resolver: Resolver::default(),
+            pools: Pools::default(),
             spools: Arc::new(spools),
             began: Instant::now(),
             strangers: AtomicU64::new(0),
@@ -68,6 +71,37 @@ impl Desk {
             self.metrics.unrecorded_refusals.inc();
         }
         count.is_ok()
+    }
+
+    /// A number from 0 to 1 that nobody can guess.
+    pub fn jitter(&self) -> f64 {
+        f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)
+    }
+
+    /// Whether requests would be served, and how every provider fares.
+    pub fn ready_verbose(&self, state: &State, stopping: &ShutdownWatch, now: Instant) -> Answer {
+        let mut providers = serde_json::Map::new();
+        for (name, provider) in &state.settings.providers {
+            let Some(upstream) = state.upstreams.get(name) else { continue };
+            let peers: Vec<_> = upstream
+                .describe(now)
+                .into_iter()
+                .map(|Standings { peer, breaker }| {
+                    json!({
+                        "peer": peer.addr.to_string(),
+                        "healthy": peer.healthy,
+                        "since_s": now.saturating_duration_since(peer.since).as_secs(),
+                        "why": peer.last.err(),
+                        "breaker": breaker.label(),
+                    })
+                })
+                .collect();
+            let key =
+                |index| json!({ "key": index + 1, "set_aside": upstream.key_trouble(index, now).map(Cause::label) });
+            let keys: Vec<_> = (0..provider.keys.len()).map(key).collect();
+            providers.insert(name.clone(), json!({ "peers": peers, "keys": keys }));
+        }
+        self.ready(state, stopping).with("providers", providers.into())
     }
 
     /// Whether requests would be served.

@@ -13,13 +13,17 @@ use crate::records::Slot;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
 use crate::stage::edit::{Editor, Known};
+use crate::stage::failover::Failures;
 use crate::stage::inspect::{Call, Task};
 use crate::stage::meter::Meter;
 use crate::stage::record::{self, Attempted, End, Outcome, Request, Served};
 use crate::stage::route::Plan;
+use crate::stage::stream::Sent;
 use crate::state::State;
 use crate::surface::Endpoint;
 use crate::units::printable;
+use crate::upstream::Underway;
+use crate::upstream::candidates::Candidate;
 use crate::wire::mask::Mask;
 use crate::wire::sse::Ends;
 
@@ -63,12 +67,18 @@ pub struct Admitted {
     /// The body, as far as its head and what has been read of it say.
     pub body: Known,
     pub attempts: Vec<Attempt>,
+    pub failures: Failures,
 }
 
 /// One try at one peer. A second try begins with a fresh one: the body is replayed.
 pub struct Attempt {
     pub began: Instant,
     pub connected: Option<Instant>,
+    /// Which of the plan's routes it goes.
+    pub route: usize,
+    /// Who is asked; `None` where there was no address to ask.
+    pub candidate: Option<Candidate>,
+    pub underway: Option<Underway>,
     pub editor: Editor,
     pub mask: Option<Mask>,
     /// Watches an answer of events for its last one.
@@ -79,6 +89,18 @@ pub struct Attempt {
 }
 
 impl Admitted {
+    pub fn new(call: Call, plan: Plan, body: Known) -> Self {
+        Self { call, plan, body, attempts: Vec::new(), failures: Failures::default() }
+    }
+
+    /// Where the request was sent last, or would be sent first.
+    pub fn sent(&self) -> Sent<'_> {
+        let attempt = self.attempts.last();
+        let leg = attempt.and_then(|attempt| self.plan.routes.get(attempt.route)).unwrap_or(self.plan.first());
+        let key = attempt.and_then(|attempt| leg.provider.keys.get(attempt.candidate?.key));
+        Sent { leg, key }
+    }
+
     /// Whether the client was sent the last event of a stream of them.
     pub fn heard_all(&self) -> bool {
         self.attempts.last().and_then(|attempt| attempt.ends.as_ref()).is_some_and(Ends::over)
@@ -210,6 +232,7 @@ impl Exchange {
         if admitted.attempts.is_empty() {
             return None;
         }
+        let sent = admitted.sent();
         let form = admitted.attempts.last().and_then(|attempt| attempt.editor.facts()).unwrap_or_default();
         let (input_chars, format, stream) = match &admitted.call.task {
             Task::Speech(speech) => {
@@ -226,8 +249,8 @@ impl Exchange {
             op: admitted.call.endpoint.op(),
             model_asked: &admitted.call.model,
             model: &admitted.plan.model,
-            provider: &admitted.plan.provider.name,
-            provider_model: &admitted.plan.provider_model,
+            provider: &sent.leg.provider.name,
+            provider_model: &sent.leg.provider_model,
             input_chars,
             format,
             stream,
@@ -242,9 +265,9 @@ impl Exchange {
         let op = self.endpoint.map_or("none", Endpoint::op);
         let (model, provider) = match self.admitted() {
             Some(admitted) if self.state.is_configured_model(&admitted.plan.model) => {
-                (admitted.plan.model.as_str(), admitted.plan.provider.name.as_str())
+                (admitted.plan.model.as_str(), admitted.sent().leg.provider.name.as_str())
             }
-            Some(admitted) => (OTHER, admitted.plan.provider.name.as_str()),
+            Some(admitted) => (OTHER, admitted.sent().leg.provider.name.as_str()),
             None => ("", ""),
         };
         let class = outcome.status.and_then(|status| StatusCode::from_u16(status).ok()).map_or("none", status_class);

@@ -31,6 +31,27 @@ pub fn length_unkept(error: &Error) -> Option<u64> {
     }
 }
 
+/// Another provider's answer is preferred to this one.
+#[derive(Debug, thiserror::Error)]
+#[error("the provider answered {0}, and another one is asked")]
+struct Preferred(u16);
+
+/// An answer that is not passed on, on its way through Pingora.
+pub fn preferred(status: u16) -> Box<Error> {
+    let mut error = Error::because(ErrorType::HTTPStatus(status), "another is asked", Preferred(status)).into_up();
+    error.set_retry(true);
+    error
+}
+
+pub fn is_preferred(error: &Error) -> bool {
+    error.root_cause().is::<Preferred>()
+}
+
+/// Whether an error is about an answer that was judged already: it says what the client is told.
+pub fn is_settled(error: &Error) -> bool {
+    matches!(root(error), Some(Refusal::ProviderAuth))
+}
+
 /// For what cannot be: a phase that Pingora calls before its time.
 pub fn internal() -> Box<Error> {
     refused(Refusal::Internal)

@@ -20,25 +20,28 @@ use crate::answer::{Answer, catalog};
 use crate::body::intake::Intake;
 use crate::body::read::Failed;
 use crate::body::replay::{self, Patience, Way};
+use crate::config::settings::{Provider, Timeouts};
 use crate::desk::Desk;
 use crate::exchange::{Admitted, Attempt, Exchange, Progress};
 use crate::failure::{
-    ended, internal, length_unkept, mark_unwritten, reason, refused, root, told, unsendable, was_answered, was_stale,
+    ended, internal, is_preferred, is_settled, length_unkept, mark_unwritten, preferred, reason, refused, root, told,
+    unsendable, was_answered, was_stale,
 };
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
 use crate::stage::edit::{Editor, Place};
+use crate::stage::failover::{self, Meaning, Said};
 use crate::stage::inspect::{self, Media};
 use crate::stage::record::{Attempted, Client, PATH_BYTES_MAX, Peer, Request};
+use crate::stage::stream::Sent;
 use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint};
 use crate::units::printable;
+use crate::upstream::candidates::Blame;
 use crate::wire::head::METHOD_BYTES_MAX;
 use crate::wire::sse::Ends;
 
-/// A pooled connection that turns out to be dead is replaced this often, at most.
-const ATTEMPTS_MAX: usize = 3;
 /// An idle connection to a provider is closed before the provider is likely to.
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
@@ -176,7 +179,7 @@ impl Gateway {
         head.insert_header("content-length", body.len())?;
         let id = exchange.request_id();
         let chosen = exchange.admitted().filter(|admitted| !admitted.attempts.is_empty());
-        stream::own(&mut head, id, chosen.map(|admitted| (&admitted.plan, admitted.attempts.len())));
+        stream::own(&mut head, id, chosen.map(|admitted| (admitted.sent().leg, admitted.attempts.len())));
         if *self.stopping.borrow() {
             session.set_keepalive(None);
         }
@@ -294,7 +297,7 @@ impl ProxyHttp for Gateway {
         match admission {
             Ok(Admission::Forward(admitted, intake)) => {
                 let timeouts = &exchange.state.settings.timeouts;
-                let hold_200 = admitted.plan.provider.hold_200;
+                let hold_200 = admitted.plan.routes.iter().any(|leg| leg.provider.hold_200);
                 let patience = Patience { first_byte: timeouts.first_byte, idle: timeouts.idle, hold_200 };
                 exchange.progress = Progress::Admitted(admitted);
                 let stopping = self.stopping.clone();
@@ -315,43 +318,27 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         let exchange = &mut ctx.exchange;
-        let timeouts = exchange.state.settings.timeouts.clone();
+        self.resolve(exchange).await;
+        let state = Arc::clone(&exchange.state);
         let Some(admitted) = exchange.admitted_mut() else { return Err(internal()) };
-        let provider = Arc::clone(&admitted.plan.provider);
-        let base = &provider.base_url;
-        let began = Instant::now();
-        let addr = self.desk.resolver.resolve(&base.host, base.port, timeouts.connect, began).await;
-        let log = Attempted {
-            provider: provider.name.clone(),
-            model: admitted.plan.provider_model.clone(),
-            peer: addr.as_ref().map_or_else(|_| Peer::Unresolved(base.authority()), |addr| Peer::Addr(*addr)),
-            key: provider.key.as_ref().map(|_| 1),
-            status: None,
-            error: None,
-            connect_ms: None,
-            ttfb_ms: None,
-            reused: false,
+        let now = Instant::now();
+        let Some(candidate) = admitted.failures.next(&state, &admitted.plan, now) else {
+            return Err(refused(admitted.failures.last_said().map_or(Refusal::UpstreamUnavailable, Said::refusal)));
         };
-        let editor = Editor::new(&admitted.call, admitted.plan.body_model(), &admitted.body);
-        admitted.attempts.push(Attempt { began, connected: None, editor, mask: None, ends: None, interim: 0, log });
-        let addr = match addr {
-            Ok(addr) => addr,
-            Err(error) => {
-                self.attempt_failed(exchange, "dns");
-                log::warn!("{}: {} could not be resolved: {error}", provider.name, base.host);
-                return Err(refused(Refusal::UpstreamUnavailable));
-            }
+        let (route, upstream) = (candidate.route, failover::upstream(&state, &admitted.plan, candidate.route).0);
+        let attempt = Attempt {
+            underway: upstream.map(|upstream| upstream.begin(candidate.key, candidate.peer, now)),
+            candidate: Some(candidate),
+            ..attempt(admitted, route, Peer::Addr(candidate.peer), now)
         };
-        let mut peer = HttpPeer::new(addr, base.tls, base.host.clone());
-        peer.options.connection_timeout = Some(timeouts.connect);
-        peer.options.total_connection_timeout = Some(timeouts.connect);
-        peer.options.write_timeout = Some(timeouts.idle);
-        if admitted.body.len.is_none_or(|len| len > SOCKET_BYTES) {
-            // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
-            peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
+        admitted.attempts.push(attempt);
+        let Sent { leg, key } = admitted.sent();
+        let number = key.map(|_| candidate.key + 1);
+        let provider = Arc::clone(&leg.provider);
+        if let Some(attempt) = admitted.attempts.last_mut() {
+            attempt.log.key = number;
         }
-        peer.options.idle_timeout = Some(UPSTREAM_IDLE);
-        Ok(Box::new(peer))
+        Ok(Box::new(peer(candidate.peer, &provider, &state.settings.timeouts, admitted.body.len)))
     }
 
     async fn connected_to_upstream(
@@ -381,7 +368,8 @@ impl ProxyHttp for Gateway {
         let exchange = &ctx.exchange;
         let Some(admitted) = exchange.admitted() else { return Err(internal()) };
         let length = admitted.attempts.last().and_then(|attempt| attempt.editor.length());
-        rewrite::head(head, &exchange.state, &admitted.plan, length).map_err(refused)
+        let Sent { leg, key } = admitted.sent();
+        rewrite::head(head, &exchange.state, leg, key, length).map_err(refused)
     }
 
     async fn request_body_filter(
@@ -401,7 +389,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
@@ -410,8 +398,12 @@ impl ProxyHttp for Gateway {
             attempt.interim += 1;
             return stream::interim(head, attempt.interim).map_err(refused);
         }
-        attempt.log.status = Some(head.status.as_u16());
+        let status = head.status.as_u16();
+        attempt.log.status = Some(status);
         attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
+        if self.is_answered_elsewhere(session, &mut ctx.exchange, head) {
+            return Err(preferred(status));
+        }
         stream::accept(head).map_err(refused)
     }
 
@@ -425,8 +417,8 @@ impl ProxyHttp for Gateway {
         let Some(admitted) = exchange.admitted_mut() else { return Ok(()) };
         let form = admitted.attempts.last().and_then(|attempt| attempt.editor.facts());
         let origin = stream::Origin { request_id, attempts: admitted.attempts.len(), form };
-        stream::head(head, &admitted.plan, &admitted.call, &origin);
-        let mask = stream::mask(head, &admitted.plan);
+        stream::head(head, &admitted.sent(), &admitted.call, &origin);
+        let mask = stream::mask(head, &admitted.sent());
         if let Some(attempt) = admitted.attempts.last_mut() {
             attempt.mask = mask;
             attempt.ends = stream::is_events(head).then(Ends::default);
@@ -457,9 +449,16 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         self.attempt_failed(&mut ctx.exchange, reason(&error));
-        error.set_retry(false);
+        self.blame(&mut ctx.exchange, Blame::Peer);
+        error.set_retry(self.may_go_on(session, &ctx.exchange));
         error
     }
 
@@ -473,34 +472,36 @@ impl ProxyHttp for Gateway {
     ) -> Box<Error> {
         error.retry.decide_reuse(reused);
         mark_unwritten(&mut error, reused);
+        if was_answered(&error) || is_preferred(&error) {
+            error.set_retry(is_preferred(&error));
+            return error;
+        }
         if is_awaiting(&error) && !session.is_body_done() {
             // A provider that takes no more is told by its writing; this one only waits for a client that drips.
             error = refused(Refusal::BodyTimeout);
         }
-        let refusal = root(&error);
-        if was_answered(&error) {
+        if let Some(insert_at) = length_unkept(&error) {
+            return self.put_model_in(session, &mut ctx.exchange, error, insert_at);
+        }
+        let is_theirs = root(&error).map(|refusal| !refusal.is_the_clients());
+        if !is_theirs.unwrap_or(*error.esource() == ErrorSource::Upstream) {
+            if let Some(refusal) = root(&error) {
+                note(&mut ctx.exchange, refusal.code());
+            }
+            error.set_retry(false);
             return error;
         }
-        if let Some(refusal) = refusal.filter(|refusal| refusal.is_the_clients()) {
-            note(&mut ctx.exchange, refusal.code());
-        } else if refusal.is_some() || *error.esource() == ErrorSource::Upstream {
-            self.attempt_failed(&mut ctx.exchange, reason(&error));
-        }
-        let attempts = ctx.exchange.admitted().map_or(0, |admitted| admitted.attempts.len());
-        let again = !answered(session) && !session.as_ref().retry_buffer_truncated() && attempts < ATTEMPTS_MAX;
-        if let Some(insert_at) = length_unkept(&error) {
-            note(&mut ctx.exchange, "model_absent");
-            if let Some(admitted) = ctx.exchange.admitted_mut().filter(|_| again) {
-                admitted.body.model = Place::Absent { insert_at };
-                error.set_retry(true);
-                return error;
-            }
-            return refused(Refusal::SpoolFull);
-        }
-        let now = Instant::now();
+        self.attempt_failed(&mut ctx.exchange, reason(&error));
         let attempt = ctx.exchange.attempt_mut();
-        let stale = attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, now));
-        error.set_retry(stale && again);
+        let stale =
+            attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, Instant::now()));
+        let whole = session.is_body_done() && *error.etype() != ErrorType::WriteError;
+        let mut again = true;
+        if !stale && !is_settled(&error) {
+            self.blame(&mut ctx.exchange, if whole { Blame::Unanswered } else { Blame::Peer });
+            again = !(whole && ctx.exchange.admitted().is_some_and(|admitted| admitted.plan.at_most_once));
+        }
+        error.set_retry(again && !is_settled(&error) && self.may_go_on(session, &ctx.exchange));
         error
     }
 
@@ -552,6 +553,102 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Sees that the routes have addresses, up to the first one that has. Only the first requests of a provider wait.
+    async fn resolve(&self, exchange: &mut Exchange) {
+        let (state, id) = (Arc::clone(&exchange.state), exchange.id);
+        let patience = state.settings.timeouts.connect;
+        let Some(admitted) = exchange.admitted_mut() else { return };
+        for route in 0..admitted.plan.routes.len() {
+            let Some(upstream) = failover::upstream(&state, &admitted.plan, route).0 else { continue };
+            if !upstream.pool.is_empty() {
+                return;
+            }
+            if admitted.failures.is_unresolved(route) {
+                continue;
+            }
+            let began = Instant::now();
+            let Err(error) = upstream.pool.ready(patience).await else { return };
+            let base = &admitted.plan.routes[route].provider.base_url;
+            log::warn!("{} could not be resolved: {error}, request {id}", base.host);
+            let mut attempt = attempt(admitted, route, Peer::Unresolved(base.authority()), began);
+            attempt.log.error = Some("dns");
+            self.desk.metrics.upstream_errors.with_label_values(&[attempt.log.provider.as_str(), "dns"]).inc();
+            admitted.attempts.push(attempt);
+            admitted.failures.unresolved(route);
+        }
+    }
+
+    /// Whether somebody else is asked instead of passing this answer on. What it says of peer and key is learned in
+    /// any case.
+    fn is_answered_elsewhere(&self, session: &Session, exchange: &mut Exchange, head: &ResponseHeader) -> bool {
+        let (status, now) = (head.status.as_u16(), Instant::now());
+        let said = Said::of(status, &head.headers, self.desk.now());
+        let Some(admitted) = exchange.admitted_mut() else { return false };
+        let lacks = admitted.sent().leg.provider.kind.lacks_model(status);
+        let meaning = Meaning::of(status, lacks);
+        let Some(attempt) = admitted.attempts.last_mut() else { return false };
+        if let Some(underway) = &mut attempt.underway {
+            match meaning {
+                Meaning::Final => underway.served(now),
+                Meaning::Deployment => underway.answered(now),
+                Meaning::Peer => underway.failed(now, self.desk.jitter()),
+                Meaning::Limited => underway.limited(said.retry_after, now),
+                Meaning::Refused => underway.refused(now),
+            }
+        }
+        let (Some(blame), Some(candidate)) = (meaning.blame(), attempt.candidate) else { return false };
+        let provider = attempt.log.provider.clone();
+        admitted.failures.failed(candidate, blame);
+        if !self.may_go_on(session, exchange) {
+            return false;
+        }
+        self.desk.metrics.failovers.with_label_values(&[provider.as_str(), label(meaning)]).inc();
+        if let Some(admitted) = exchange.admitted_mut() {
+            admitted.failures.said(said);
+        }
+        true
+    }
+
+    /// An attempt failed without an answer, and this is to blame.
+    fn blame(&self, exchange: &mut Exchange, blame: Blame) {
+        let Some(admitted) = exchange.admitted_mut() else { return };
+        let Some(attempt) = admitted.attempts.last_mut() else { return };
+        if let Some(underway) = &mut attempt.underway {
+            underway.failed(Instant::now(), self.desk.jitter());
+        }
+        if let Some(candidate) = attempt.candidate {
+            admitted.failures.failed(candidate, blame);
+        }
+    }
+
+    /// Whether one more attempt may be made: nothing of an answer has gone out, the body can be sent again, and
+    /// neither attempts nor time nor candidates are used up.
+    fn may_go_on(&self, session: &Session, exchange: &Exchange) -> bool {
+        let Some(admitted) = exchange.admitted() else { return false };
+        let (failover, now) = (&exchange.state.settings.failover, Instant::now());
+        !answered(session)
+            && !session.as_ref().retry_buffer_truncated()
+            && admitted.attempts.len() < failover.max_attempts
+            && now.saturating_duration_since(exchange.arrived) < failover.total
+            && admitted.failures.may_go_on(&exchange.state, &admitted.plan, now)
+    }
+
+    /// A form that was thought to name its model does not: it is sent again with one, where it was kept.
+    fn put_model_in(
+        &self,
+        session: &Session,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+        insert_at: u64,
+    ) -> Box<Error> {
+        note(exchange, "model_absent");
+        let again = self.may_go_on(session, exchange);
+        let Some(admitted) = exchange.admitted_mut().filter(|_| again) else { return refused(Refusal::SpoolFull) };
+        admitted.body.model = Place::Absent { insert_at };
+        error.set_retry(true);
+        error
+    }
+
     fn attempt_failed(&self, exchange: &mut Exchange, reason: &'static str) {
         let id = exchange.id;
         let Some(attempt) = exchange.attempt_mut().filter(|attempt| attempt.log.error.is_none()) else { return };
@@ -559,6 +656,59 @@ impl Gateway {
         let Attempted { provider, peer, .. } = &attempt.log;
         log::warn!("{provider} at {peer}: {reason}, request {id}");
         self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
+    }
+}
+
+/// A fresh attempt at a route.
+fn attempt(admitted: &Admitted, route: usize, peer: Peer, began: Instant) -> Attempt {
+    let leg = admitted.plan.routes.get(route).unwrap_or(admitted.plan.first());
+    let log = Attempted {
+        provider: leg.provider.name.clone(),
+        model: leg.provider_model.clone(),
+        peer,
+        key: None,
+        status: None,
+        error: None,
+        connect_ms: None,
+        ttfb_ms: None,
+        reused: false,
+    };
+    let editor = Editor::new(&admitted.call, leg.body_model(), &admitted.body);
+    Attempt {
+        began,
+        connected: None,
+        route,
+        candidate: None,
+        underway: None,
+        editor,
+        mask: None,
+        ends: None,
+        interim: 0,
+        log,
+    }
+}
+
+/// The peer as Pingora connects to it.
+fn peer(addr: std::net::SocketAddr, provider: &Provider, timeouts: &Timeouts, body_len: Option<u64>) -> HttpPeer {
+    let mut peer = HttpPeer::new(addr, provider.base_url.tls, provider.base_url.host.clone());
+    peer.options.connection_timeout = Some(timeouts.connect);
+    peer.options.total_connection_timeout = Some(timeouts.connect);
+    peer.options.write_timeout = Some(timeouts.idle);
+    peer.options.idle_timeout = Some(UPSTREAM_IDLE);
+    if body_len.is_none_or(|len| len > SOCKET_BYTES) {
+        // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
+        peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
+    }
+    peer
+}
+
+fn label(meaning: Meaning) -> &'static str {
+    match meaning {
+        Meaning::Final => "none",
+        Meaning::Peer => "status",
+        Meaning::Limited => "limited",
+        Meaning::Refused => "refused",
+        Meaning::Deployment => "deployment",
     }
 }
 

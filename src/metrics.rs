@@ -1,12 +1,13 @@
 //! Every metric, named once. Labels are bounded by the config: a client cannot make up a new one.
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The label of a model that no config names.
 pub const OTHER: &str = "_other";
+const REQUEST: [&str; 5] = ["op", "model", "provider", "status_class", "end"];
 
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -18,6 +19,10 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     pub connections: IntGauge,
     pub upstream_errors: IntCounterVec,
+    pub failovers: IntCounterVec,
+    pub peer_healthy: IntGaugeVec,
+    pub peer_breaker: IntGaugeVec,
+    pub key_set_aside: IntGaugeVec,
     pub head_refusals: IntCounterVec,
     pub credential_refusals: IntCounter,
     pub unrecorded_refusals: IntCounter,
@@ -43,62 +48,54 @@ impl Metrics {
         let first =
             HistogramOpts::new("aulos_time_to_first_audio_seconds", "From the head to the first byte of speech.")
                 .buckets(vec![0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 4.0, 8.0]);
+        let counters = |name, help, labels: &[&str]| register(r, IntCounterVec::new(Opts::new(name, help), labels)?);
+        let counter = |name, help| register(r, IntCounter::with_opts(Opts::new(name, help))?);
+        let gauges = |name, help, labels: &[&str]| register(r, IntGaugeVec::new(Opts::new(name, help), labels)?);
+        let gauge = |name, help| register(r, IntGauge::with_opts(Opts::new(name, help))?);
         Ok(Self {
-            requests: register(
-                r,
-                counters(
-                    "aulos_requests_total",
-                    "Requests that have ended.",
-                    &["op", "model", "provider", "status_class", "end"],
-                )?,
-            )?,
+            requests: counters("aulos_requests_total", "Requests that have ended.", &REQUEST)?,
             duration: register(r, HistogramVec::new(duration, &["op"])?)?,
             overhead: register(r, Histogram::with_opts(overhead)?)?,
             first_audio: register(r, HistogramVec::new(first, &["model", "provider"])?)?,
-            in_flight: register(r, gauge("aulos_requests_in_flight", "Requests that are being served.")?)?,
-            connections: register(r, gauge("aulos_connections", "Client connections that are open.")?)?,
-            upstream_errors: register(
-                r,
-                counters(
-                    "aulos_upstream_errors_total",
-                    "Attempts at a provider that failed.",
-                    &["provider", "reason"],
-                )?,
+            in_flight: gauge("aulos_requests_in_flight", "Requests that are being served.")?,
+            connections: gauge("aulos_connections", "Client connections that are open.")?,
+            upstream_errors: counters("aulos_upstream_errors_total", "Attempts that failed.", &["provider", "reason"])?,
+            failovers: counters(
+                "aulos_failovers_total",
+                "Requests that went on to another candidate after an answer, by the provider that gave it.",
+                &["provider", "reason"],
             )?,
-            head_refusals: register(
-                r,
-                counters("aulos_head_refusals_total", "Request heads refused before they reached a stage.", &["code"])?,
+            peer_healthy: gauges("aulos_peer_healthy", "Whether a peer's probes succeed.", &["provider", "peer"])?,
+            peer_breaker: gauges("aulos_peer_breaker", "0 closed, 1 half open, 2 open.", &["provider", "peer"])?,
+            key_set_aside: gauges(
+                "aulos_provider_key_set_aside",
+                "1 limited, 2 refused, 0 in use.",
+                &["provider", "key"],
             )?,
-            credential_refusals: register(
-                r,
-                counter("aulos_credential_refusals_total", "Requests refused for their credential.")?,
+            head_refusals: counters(
+                "aulos_head_refusals_total",
+                "Request heads refused before they reached a stage.",
+                &["code"],
             )?,
-            unrecorded_refusals: register(
-                r,
-                counter(
-                    "aulos_unrecorded_refusals_total",
-                    "Requests refused without an audit record: a flood without keys, or no room for records.",
-                )?,
+            credential_refusals: counter("aulos_credential_refusals_total", "Requests refused for their credential.")?,
+            unrecorded_refusals: counter(
+                "aulos_unrecorded_refusals_total",
+                "Requests refused without an audit record: a flood without keys, or no room for records.",
             )?,
-            spool_bytes: register(r, gauge("aulos_spool_bytes", "Bytes of uploads that are kept now.")?)?,
-            spool_files: register(r, gauge("aulos_spool_files", "Uploads that are kept in a file now.")?)?,
-            spool_refusals: register(
-                r,
-                counters("aulos_spool_refusals_total", "Uploads that could not be kept, or no longer.", &["reason"])?,
+            spool_bytes: gauge("aulos_spool_bytes", "Bytes of uploads that are kept now.")?,
+            spool_files: gauge("aulos_spool_files", "Uploads that are kept in a file now.")?,
+            spool_refusals: counters(
+                "aulos_spool_refusals_total",
+                "Uploads that could not be kept, or no longer.",
+                &["reason"],
             )?,
-            records_waiting: register(
-                r,
-                gauge(
-                    "aulos_records_waiting",
-                    "Requests whose records are not on disk yet, those in flight included.",
-                )?,
+            records_waiting: gauge(
+                "aulos_records_waiting",
+                "Requests whose records are not on disk yet, those in flight included.",
             )?,
-            records_writable: register(r, gauge("aulos_records_writable", "0 while requests are refused for it.")?)?,
-            reloads: register(r, counters("aulos_config_reloads_total", "Reloads of the config.", &["result"])?)?,
-            reload_successful: register(
-                r,
-                gauge("aulos_config_last_reload_successful", "0 while a bad file is ignored.")?,
-            )?,
+            records_writable: gauge("aulos_records_writable", "0 while requests are refused for it.")?,
+            reloads: counters("aulos_config_reloads_total", "Reloads of the config.", &["result"])?,
+            reload_successful: gauge("aulos_config_last_reload_successful", "0 while a bad file is ignored.")?,
             registry,
         })
     }
@@ -121,18 +118,6 @@ fn build_info() -> prometheus::Result<IntGauge> {
 fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> prometheus::Result<M> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
-}
-
-fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
-}
-
-fn counter(name: &str, help: &str) -> prometheus::Result<IntCounter> {
-    IntCounter::with_opts(Opts::new(name, help))
-}
-
-fn gauge(name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    IntGauge::with_opts(Opts::new(name, help))
 }
 
 #[cfg(test)]

@@ -80,6 +80,8 @@ pub enum Refusal {
     RecordsUnavailable,
     #[error("There is no room to keep this upload. Try again shortly, or send `model` first.")]
     SpoolFull,
+    #[error("The provider answered {status}, and no other could serve the request.")]
+    Provider { status: u16, retry_after: Option<Duration> },
     #[error("No provider could be reached for this request.")]
     UpstreamUnavailable,
     #[error("The provider did not answer in time.")]
@@ -167,6 +169,9 @@ impl Refusal {
             Self::Overloaded => (503, SERVER, "overloaded"),
             Self::SpoolFull => (503, SERVER, "spool_full"),
             Self::RecordsUnavailable => (503, SERVER, "records_unavailable"),
+            Self::Provider { status: 429, .. } => (429, "rate_limit_error", "rate_limit_exceeded"),
+            Self::Provider { status: 404, .. } => (404, INVALID, "model_not_found"),
+            Self::Provider { status, .. } => (*status, SERVER, "upstream_error"),
             Self::UpstreamUnavailable => (502, SERVER, "upstream_unavailable"),
             Self::UpstreamTimeout => (504, SERVER, "upstream_timeout"),
             Self::UpstreamTls => (502, SERVER, "upstream_tls"),
@@ -218,6 +223,10 @@ impl Refusal {
             Self::Overloaded | Self::RecordsUnavailable | Self::SpoolFull => {
                 headers.push(("retry-after", RETRY_AFTER.as_secs().to_string()));
             }
+            Self::Provider { retry_after: Some(after), .. } => {
+                headers.push(("retry-after", after.as_millis().div_ceil(1000).to_string()));
+                headers.push(("retry-after-ms", after.as_millis().to_string()));
+            }
             _ => {}
         }
         if !self.worth_retrying() {
@@ -236,6 +245,7 @@ impl Refusal {
                 | Self::Overloaded
                 | Self::RecordsUnavailable
                 | Self::SpoolFull
+                | Self::Provider { status: 408 | 429 | 500.., .. }
                 | Self::UpstreamUnavailable
                 | Self::UpstreamTimeout
                 | Self::UpstreamInvalid

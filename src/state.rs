@@ -7,23 +7,31 @@ use std::sync::Arc;
 
 use crate::config::settings::{Key, Provider, Route, Selector, Settings};
 use crate::units::KeyHash;
+use crate::upstream::Upstreams;
 
 pub struct State {
     pub settings: Settings,
     keys: HashMap<u64, Vec<Arc<Key>>>,
     /// What a caller becomes where no key is asked for.
     pub anonymous: Option<Arc<Key>>,
+    /// What is known of the providers while they run.
+    pub upstreams: Upstreams,
 }
 
 impl State {
     /// `insecure`: serve without keys where the config has none.
     pub fn new(settings: Settings, insecure: bool) -> Self {
+        Self::with(settings, insecure, Upstreams::default())
+    }
+
+    /// One that serves.
+    pub fn with(settings: Settings, insecure: bool, upstreams: Upstreams) -> Self {
         let mut keys: HashMap<u64, Vec<Arc<Key>>> = HashMap::new();
         for key in &settings.keys {
             keys.entry(key.hash.prefix()).or_default().push(Arc::clone(key));
         }
         let anonymous = (insecure && settings.keys.is_empty()).then(|| Arc::new(Key::anonymous()));
-        Self { settings, keys, anonymous }
+        Self { settings, keys, anonymous, upstreams }
     }
 
     /// The key that was presented. The hash is compared whole, in constant time.

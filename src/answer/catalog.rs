@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Answer;
 use crate::catalog::{self, Entry};
-use crate::config::settings::Model;
+use crate::config::settings::{Model, Route};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
 use crate::stage::route::{allowed, known, resolve};
@@ -72,10 +72,9 @@ fn listed<'s>(state: &'s State, caller: Option<&Caller>) -> Vec<Listed<'s>> {
 }
 
 fn find<'s>(state: &'s State, caller: Option<&Caller>, id: &str) -> Option<Listed<'s>> {
-    let (served, route) = resolve(state, id, None)?;
-    if caller.is_some_and(|caller| !allowed(state, caller, id, &served, &route)) {
-        return None;
-    }
+    let (served, routes) = resolve(state, id, None)?;
+    let may = |route: &Route| caller.is_none_or(|caller| allowed(state, caller, id, &served, route));
+    let route = routes.into_iter().find(may)?;
     let provider = state.provider(&route.provider)?;
     Endpoint::FORWARDED.iter().find(|endpoint| provider.kind.serves(**endpoint))?;
     Some(Listed {

@@ -16,6 +16,18 @@ impl Answer {
         Self { status, body: body.to_string().into() }
     }
 
+    /// The same with one more member, where the body is an object.
+    #[must_use]
+    pub fn with(self, name: &str, value: serde_json::Value) -> Self {
+        match serde_json::from_slice(&self.body) {
+            Ok(serde_json::Value::Object(mut members)) => {
+                members.insert(name.to_owned(), value);
+                Self::json(self.status, &members.into())
+            }
+            _ => self,
+        }
+    }
+
     /// `/livez`: the process answers.
     pub fn live() -> Self {
         Self::json(200, &serde_json::json!({ "status": "ok" }))

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Process, Settings};
 use crate::listen::run::{self, FromFile};
+use crate::upstream;
 
 mod demo;
 mod keys;
@@ -26,7 +27,7 @@ enum Verb {
     /// Serve, until SIGTERM.
     Run(Run),
     /// Read the config and say everything that is wrong with it.
-    Check(Config),
+    Check(Check),
     /// Say what would become of one request, and why. Nothing is sent.
     Route(route::Route),
     /// Make a key, or see which key of the config a text is.
@@ -44,6 +45,15 @@ struct Config {
 }
 
 #[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    config: Config,
+    /// Ask every provider too, with every key, for what costs nothing: the list of its models.
+    #[arg(long)]
+    live: bool,
+}
+
+#[derive(Debug, Args)]
 struct Run {
     #[command(flatten)]
     config: Config,
@@ -58,7 +68,7 @@ pub fn main() -> ExitCode {
     logging();
     let done = match &cli.verb {
         Verb::Run(run) => serve(run),
-        Verb::Check(config) => check(config),
+        Verb::Check(args) => check(args),
         Verb::Route(route) => route::route(route),
         Verb::Keys(keys) => keys::keys(keys),
         Verb::Demo(demo) => demo::demo(demo),
@@ -106,7 +116,8 @@ fn serve(run: &Run) -> Result<(), Failed> {
     run::run(source, run.insecure, run::announce).map_err(|failure| failure.to_string().into())
 }
 
-fn check(args: &Config) -> Result<(), Failed> {
+fn check(check: &Check) -> Result<(), Failed> {
+    let args = &check.config;
     let settings = load(args, &Process)?;
     crate::listen::tls::Certificates::load(&settings.server.listen)?;
     println!(
@@ -123,7 +134,27 @@ fn check(args: &Config) -> Result<(), Failed> {
     if settings.keys.is_empty() {
         println!("note: no key is configured, so `aulos run` will not serve without --insecure");
     }
-    Ok(())
+    if check.live { prove(&settings) } else { Ok(()) }
+}
+
+/// Asks every provider, and says what came of it.
+fn prove(settings: &Settings) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let mut failed = 0;
+    for (name, provider) in &settings.providers {
+        for (peer, key, what) in runtime.block_on(upstream::prove(provider)) {
+            let key = if key == 0 { String::new() } else { format!(", key {key}") };
+            match what {
+                Ok(()) => println!("{name} at {peer}{key}: answers"),
+                Err(why) => {
+                    failed += 1;
+                    println!("{name} at {peer}{key}: {why}");
+                }
+            }
+        }
+    }
+    if failed == 0 { Ok(()) } else { Err(Failed::Not(format!("{failed} of these would not serve"))) }
 }
 
 /// Loads the config; warnings are said, complaints are the error.

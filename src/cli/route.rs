@@ -149,13 +149,15 @@ impl Dry<'_> {
         let plan = route::plan(self.state, caller, call.into())?;
         let judged = if self.args.key.is_some() { "allowed" } else { "not judged without --key" };
         said.push(("access", judged.to_owned()));
-        let base = &plan.provider.base_url;
-        let scheme = if base.tls { "https" } else { "http" };
-        let (provider, model) = (&plan.provider.name, &plan.provider_model);
-        let query = self.uri.query();
-        let url = format!("{scheme}://{}{}", base.authority(), rewrite::target(&base.path, &plan.target, query));
-        said.push(("candidate", format!("1. {provider}/{model} at {url}")));
-        call.check(&plan.bounds(self.state))?;
+        for (n, leg) in (1..).zip(&plan.routes) {
+            let base = &leg.provider.base_url;
+            let scheme = if base.tls { "https" } else { "http" };
+            let target = rewrite::target(&base.path, &leg.target, self.uri.query());
+            let (provider, model) = (&leg.provider.name, &leg.provider_model);
+            said.push(("candidate", format!("{n}. {provider}/{model} at {scheme}://{}{target}", base.authority())));
+        }
+        let mut plan = plan;
+        plan.keep_able(self.state, call)?;
         said.push(("body", self.body(call, &plan)));
         Ok(())
     }
@@ -174,7 +176,7 @@ impl Dry<'_> {
 
     /// What becomes of the body.
     fn body(&self, call: &Call, plan: &Plan) -> String {
-        let edits: Vec<String> = match (call.json(), plan.body_model()) {
+        let edits: Vec<String> = match (call.json(), plan.first().body_model()) {
             (Some(json), name) => {
                 json.edits(name).iter().map(|edit| String::from_utf8_lossy(&edit.with).into_owned()).collect()
             }

@@ -7,13 +7,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderName;
+use http::uri::Authority;
 use toml::de::{DeTable, DeValue};
 
 use super::access;
 use super::complaint::{Finding, quote};
 use super::names::Names;
 use super::secret;
-use super::settings::{BaseUrl, Limits, Listener, Model, Provider, Route, Server, Settings, Spool, Timeouts, Tls};
+use super::settings::{
+    BaseUrl, Failover, Health, Limits, Listener, Model, Provider, Route, Server, Settings, Spool, Timeouts, Tls,
+};
 use super::table::{Entry, Item, Reader, Section};
 use super::values;
 use crate::provider;
@@ -25,6 +28,8 @@ const PATH: &str = "the path of a file or directory";
 const WORD: &str = "a name of 1 to 256 bytes without control characters";
 /// More threads than any machine has use for.
 const THREADS_MAX: usize = 1024;
+/// More attempts than anybody waits for.
+const ATTEMPTS_MAX: usize = 16;
 /// More than the file descriptors of a process.
 const IN_FLIGHT_MAX: usize = 1_000_000;
 
@@ -35,6 +40,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
     let timeouts = timeouts(root.section("timeouts"));
     let limits = limits(root.section("limits"));
     let spool = spool(reader, root.section("spool"), &limits);
+    let failover = failover(root.section("failover"));
     let (written_providers, written_models) = (root.section("providers").named(), root.section("models").named());
     let (written_aliases, written_keys) = (root.section("aliases").named(), root.section("keys").named());
     let written_paths = root.section("paths").named();
@@ -51,6 +57,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
         timeouts,
         limits,
         spool,
+        failover,
         providers: providers.collect(),
         models: models.collect(),
         aliases: names.aliases(reader, written_aliases),
@@ -235,6 +242,13 @@ fn spool(reader: &Reader<'_>, mut table: Section, limits: &Limits) -> Spool {
     spool
 }
 
+fn failover(mut table: Section) -> Failover {
+    let max_attempts = table.take("max_attempts").and_then(|item| item.integer(1..=ATTEMPTS_MAX)).unwrap_or(3);
+    let total = duration(&mut table, "total", 180);
+    table.finish();
+    Failover { max_attempts, total }
+}
+
 /// As a number of bytes, or as text with a unit.
 fn size(table: &mut Section, key: &'static str, min: usize) -> Option<usize> {
     let item = table.take(key)?;
@@ -271,7 +285,11 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
         }),
     };
     let keys = table.take("keys");
-    let key = secret::of_provider(reader, &name, table.span(), keys);
+    let keys = secret::of_provider(reader, &name, &table.span(), keys);
+    let peers = table.take("peers").map(|item| peers(reader, item)).unwrap_or_default();
+    let health = table.take("health").and_then(|item| item.parse("\"tcp\", \"http\" or \"off\"", health));
+    // One peer alone is tried whatever its probes say.
+    let health = health.unwrap_or(if peers.is_empty() { Health::Off } else { Health::Tcp });
     let api_version = table.take("api_version").and_then(|item| api_version(reader, &item, kind));
     let hold_200 = table.take("hold_200").and_then(|item| item.switch()).unwrap_or(false);
     let span = table.span();
@@ -280,11 +298,37 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
     if let Some(path) = kind.own_paths().iter().find_map(|own| base_url.path.strip_suffix(own)) {
         base_url.path = path.to_owned();
     }
-    let Some(provider) = Provider::new(name, kind, base_url, key) else {
+    let Some(provider) = Provider::new(name, kind, base_url, keys) else {
         reader.report(Finding::error(span, "the host of `base_url`, or the key, cannot stand in an HTTP header"));
         return None;
     };
-    Some(Provider { api_version, hold_200, ..provider })
+    Some(Provider { api_version, hold_200, peers, health, ..provider })
+}
+
+fn health(text: &str) -> Option<Health> {
+    match text {
+        "tcp" => Some(Health::Tcp),
+        "http" => Some(Health::Http),
+        "off" => Some(Health::Off),
+        _ => None,
+    }
+}
+
+fn peers(reader: &Reader<'_>, item: Item) -> Vec<Authority> {
+    let nothing = item.refuse("a list of at least one host").help("leave the key out for the host of `base_url`");
+    let Some(items) = item.list() else { return Vec::new() };
+    if items.is_empty() {
+        reader.report(nothing);
+    }
+    let peer = |item: &Item| item.parse("a host and perhaps a port, such as \"10.0.0.1:8000\"", values::peer);
+    let mut peers: Vec<Authority> = Vec::new();
+    for (item, peer) in items.iter().filter_map(|item| Some((item, peer(item)?))) {
+        if peers.contains(&peer) {
+            reader.report(Finding::error(item.span(), format!("{} stands here twice", quote(peer.as_str()))));
+        }
+        peers.push(peer);
+    }
+    peers
 }
 
 fn api_version(reader: &Reader<'_>, item: &Item, kind: Option<&dyn provider::Provider>) -> Option<String> {
@@ -317,22 +361,26 @@ fn model(item: Item, names: &Names) -> Option<Model> {
     let formats = table.take("formats").and_then(|item| words(reader, item));
     let input_chars_max = table.take("input_chars_max").and_then(|item| item.integer(1..=usize::MAX));
     let replay_bytes = size(&mut table, "replay_bytes", 0);
+    let at_most_once = table.take("at_most_once").and_then(|item| item.switch()).unwrap_or(false);
     table.finish();
-    Some(Model { routes: routes?, voices, formats, input_chars_max, replay_bytes })
+    Some(Model { routes: routes?, voices, formats, input_chars_max, replay_bytes, at_most_once })
 }
 
 fn routes(reader: &Reader<'_>, item: Item, names: &Names) -> Option<Vec<Route>> {
-    let none = item.refuse("a list of one `provider/model`");
+    let none = item.refuse("a list of at least one `provider/model`");
     let items = item.list()?;
-    match items.as_slice() {
-        [] => reader.report(none),
-        [_] => {}
-        [_, second, ..] => {
-            let finding = Finding::error(second.span(), "several routes for one model are not supported yet");
-            reader.report(finding.help("leave one route in the list"));
-        }
+    if items.is_empty() {
+        reader.report(none);
     }
-    Some(items.iter().filter_map(|item| names.route(item)).collect())
+    let mut routes: Vec<Route> = Vec::new();
+    for (item, route) in items.iter().filter_map(|item| Some((item, names.route(item)?))) {
+        if routes.contains(&route) {
+            let name = format!("{}/{}", route.provider, route.model);
+            reader.report(Finding::error(item.span(), format!("{} stands here twice", quote(&name))));
+        }
+        routes.push(route);
+    }
+    Some(routes)
 }
 
 /// A list that is not empty, of words that are not.

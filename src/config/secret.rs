@@ -1,4 +1,4 @@
-//! Where a provider's key comes from. The key itself is in no finding: not where it is good, and not where it is
+//! Where a provider's keys come from. A key itself is in no finding: not where it is good, and not where it is
 //! empty, malformed, or written into the file in clear.
 
 use std::ops::Range;
@@ -14,15 +14,33 @@ use crate::units::Secret;
 const SPELLINGS: &str = "`\"${NAME}\"` for an environment variable, `{ file = \"…\" }` for a file, or \
                          `{ credential = \"…\" }` for a systemd credential";
 
-/// The key of a provider: of `<PROVIDER>_API_KEY` where that is set, else the one the file points to.
-pub(super) fn of_provider(reader: &Reader<'_>, name: &str, place: Range<usize>, keys: Option<Item>) -> Option<Secret> {
-    let written = keys.and_then(written);
+/// More keys than any provider has limits for.
+const KEYS_MAX: usize = 32;
+
+/// The keys of a provider: of `<PROVIDER>_API_KEY` and `<PROVIDER>_API_KEY_1` onwards where such are set, else those the
+/// file points to.
+pub(super) fn of_provider(reader: &Reader<'_>, name: &str, place: &Range<usize>, keys: Option<Item>) -> Vec<Secret> {
+    let written = keys.map(written).unwrap_or_default();
     let variable = format!("{}_API_KEY", name.to_ascii_uppercase().replace('-', "_"));
-    if let Some(key) = reader.env.var(&variable).filter(|key| !key.is_empty()) {
-        return checked(reader, key, place, &format!("the environment variable {}", quote(&variable)));
+    let numbered = (1..=KEYS_MAX).map(|n| format!("{variable}_{n}"));
+    let set = std::iter::once(variable.clone()).chain(numbered);
+    let set = set.filter_map(|name| Some((reader.env.var(&name).filter(|key| !key.is_empty())?, name)));
+    let mut found: Vec<Secret> = set
+        .filter_map(|(key, name)| {
+            checked(reader, key, place.clone(), &format!("the environment variable {}", quote(&name)))
+        })
+        .collect();
+    if found.is_empty() {
+        found = written.into_iter().filter_map(|(source, span)| source.resolve(reader, span)).collect();
     }
-    let (source, span) = written?;
-    source.resolve(reader, span)
+    let mut keys: Vec<Secret> = Vec::new();
+    for key in found {
+        // A key is limited once, however often it stands there.
+        if keys.iter().all(|other| other.expose() != key.expose()) {
+            keys.push(key);
+        }
+    }
+    keys
 }
 
 /// What the file says about where the key is.
@@ -32,16 +50,18 @@ enum Source {
     Credential(String),
 }
 
-fn written(keys: Item) -> Option<(Source, Range<usize>)> {
+fn written(keys: Item) -> Vec<(Source, Range<usize>)> {
     let reader = keys.reader;
-    let mut keys = keys.list()?.into_iter();
-    let first = keys.next()?;
-    if let Some(second) = keys.next() {
-        let finding = Finding::error(second.span(), "several keys for one provider are not supported yet");
-        reader.report(finding.help("leave one key in the list"));
+    let Some(keys) = keys.list() else { return Vec::new() };
+    if let Some(more) = keys.get(KEYS_MAX) {
+        reader.report(Finding::error(more.span(), format!("a provider has at most {KEYS_MAX} keys")));
     }
-    let span = first.span();
-    source(first).map(|source| (source, span))
+    let keys = keys.into_iter().take(KEYS_MAX);
+    keys.filter_map(|item| {
+        let span = item.span();
+        source(item).map(|source| (source, span))
+    })
+    .collect()
 }
 
 fn source(item: Item) -> Option<Source> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 
 use crate::surface::Endpoint;
@@ -18,6 +19,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub spool: Spool,
+    pub failover: Failover,
     /// By the operator's name for them, which is also the hint in `provider/model`.
     pub providers: BTreeMap<String, Arc<Provider>>,
     /// By the name clients ask for.
@@ -90,6 +92,15 @@ pub struct Limits {
     pub in_flight: usize,
 }
 
+/// How hard a request is tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    /// Attempts at providers, the first one included.
+    pub max_attempts: usize,
+    /// No attempt begins later than this after the request.
+    pub total: Duration,
+}
+
 /// What is kept of uploads: until their model is known, and to be sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spool {
@@ -106,16 +117,35 @@ pub struct Provider {
     pub name: String,
     pub kind: &'static dyn crate::provider::Provider,
     pub base_url: BaseUrl,
-    /// The credential sent to it; `None` where it asks for none.
-    pub key: Option<Secret>,
+    /// The credentials sent to it, one at a time; none where it asks for none.
+    pub keys: Vec<ProviderKey>,
     /// What goes into `Host`.
     pub host: HeaderValue,
+    /// Replicas behind the one name, as `host` or `host:port`; none: the host of the base URL.
+    pub peers: Vec<Authority>,
+    pub health: Health,
     /// Which version of its API is meant, where its kind has several.
     pub api_version: Option<String>,
     /// Its 200 counts only with the first bytes behind it.
     pub hold_200: bool,
-    /// The key as the header it is sent in.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+}
+
+/// A credential of a provider.
+#[derive(Debug)]
+pub struct ProviderKey {
+    pub secret: Secret,
+    /// The header it is sent in.
+    pub header: (HeaderName, HeaderValue),
+}
+
+/// How peers are asked whether they are well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// By a connection, with TLS where it is `https`.
+    Tcp,
+    /// By a request that costs nothing.
+    Http,
+    Off,
 }
 
 /// `scheme://host[:port][/path]`, taken apart once.
@@ -147,6 +177,8 @@ pub struct Model {
     pub input_chars_max: Option<usize>,
     /// Instead of `spool.replay_bytes`.
     pub replay_bytes: Option<usize>,
+    /// A request that was sent in full is never sent again.
+    pub at_most_once: bool,
 }
 
 /// One `provider/model` behind a name.
@@ -189,14 +221,13 @@ impl Provider {
         name: String,
         kind: &'static dyn crate::provider::Provider,
         base_url: BaseUrl,
-        key: Option<Secret>,
+        keys: Vec<Secret>,
     ) -> Option<Self> {
         let host = HeaderValue::from_str(&base_url.authority()).ok()?;
-        let credential = match &key {
-            Some(key) => Some(kind.credential(key)?),
-            None => None,
-        };
-        Some(Self { name, kind, base_url, key, host, api_version: None, hold_200: false, credential })
+        let key = |secret| Some(ProviderKey { header: kind.credential(&secret)?, secret });
+        let keys = keys.into_iter().map(key).collect::<Option<_>>()?;
+        let (peers, health) = (Vec::new(), Health::Off);
+        Some(Self { name, kind, base_url, keys, host, peers, health, api_version: None, hold_200: false })
     }
 
     /// Whether this is the service its kind is named after, and not another that speaks its API.

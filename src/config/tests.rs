@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::settings::{Limits, Listener, Selector, Server, Spool, Timeouts, Tls};
+use super::settings::{Failover, Health, Limits, Listener, Selector, Server, Spool, Timeouts, Tls};
 use super::*;
 use crate::units::KeyHash;
 
@@ -117,7 +117,7 @@ fn the_config_we_ship_loads_and_states_the_defaults() {
     assert_eq!(settings.timeouts, defaults.timeouts);
     assert_eq!(settings.limits, defaults.limits);
     assert_eq!(settings.spool, defaults.spool);
-    assert_eq!(settings.providers["openai"].key.as_ref().map(|key| key.expose()), Some("sk-operator"));
+    assert_eq!(settings.providers["openai"].keys.first().map(|key| key.secret.expose()), Some("sk-operator"));
     assert_eq!(settings.aliases["tts-1"], "tts-fast");
     assert!(settings.keys.is_empty(), "nobody starts with a key that everybody knows");
     let complaints = read(text).expect_err("no key for the provider");
@@ -143,6 +143,38 @@ fn the_examples_of_the_config_we_ship_load() {
     assert_eq!(settings.models["tts-fast"].replay_bytes, Some(0));
     assert_eq!(settings.providers["azure"].api_version.as_deref(), Some("2025-04-01-preview"));
     assert_eq!((settings.keys.len(), settings.paths.len()), (1, 1));
+}
+
+#[test]
+fn what_is_written_of_failover_is_read() {
+    let text = r#"
+        failover = { max_attempts = 5, total = "1m" }
+        [providers.a]
+        kind = "openai"
+        keys = ["${ONE}", "${TWO}"]
+        [providers.b]
+        kind = "openai"
+        base_url = "http://pool.test/v1"
+        peers = ["10.0.0.1:8000", "whisper.test", "[::1]:9"]
+        [providers.c]
+        kind = "openai"
+        health = "http"
+        [models.x]
+        routes = ["b/y", "a/x"]
+        at_most_once = true
+    "#;
+    let env = Fake::new(&[("ONE", "1"), ("TWO", "2"), ("C_API_KEY", "c0"), ("C_API_KEY_2", "c2")], &[]);
+    let (settings, _) = read_in(text, &env).unwrap_or_else(|complaints| panic!("{complaints}"));
+    assert_eq!(settings.failover, Failover { max_attempts: 5, total: Duration::from_secs(60) });
+    let keys = |name: &str| settings.providers[name].keys.iter().map(|key| key.secret.expose().to_owned());
+    assert_eq!(keys("a").chain(keys("b")).chain(keys("c")).collect::<Vec<_>>(), ["1", "2", "c0", "c2"]);
+    let peers: Vec<_> = settings.providers["b"].peers.iter().map(|peer| peer.as_str()).collect();
+    assert_eq!(peers, ["10.0.0.1:8000", "whisper.test", "[::1]:9"]);
+    let health = ["a", "b", "c"].map(|name| settings.providers[name].health);
+    assert_eq!(health, [Health::Off, Health::Tcp, Health::Http]);
+    let model = &settings.models["x"];
+    let routes: Vec<_> = model.routes.iter().map(|route| format!("{}/{}", route.provider, route.model)).collect();
+    assert_eq!((routes.join(" "), model.at_most_once), ("b/y a/x".to_owned(), true));
 }
 
 #[test]
@@ -216,7 +248,7 @@ fn everything_that_can_be_written_is_read() {
     assert_eq!(settings.limits, Limits { json_body: 2048, chat_body: 2048, upload_body: 100 << 20, in_flight: 1 });
 
     let provider = &settings.providers["pool-1"];
-    assert_eq!((provider.name.as_str(), provider.kind.kind(), provider.key.is_none()), ("pool-1", "openai", true));
+    assert_eq!((provider.name.as_str(), provider.kind.kind(), provider.keys.is_empty()), ("pool-1", "openai", true));
     assert_eq!((provider.base_url.authority(), provider.base_url.path.as_str()), ("[::1]:8000".to_owned(), "/v1"));
     let model = &settings.models["a/b"];
     assert_eq!((model.routes[0].provider.as_str(), model.routes[0].model.as_str()), ("pool-1", "org/model"));
@@ -365,6 +397,11 @@ fn tables_timeouts_and_limits_are_strict() {
             ("[limits]\nin_flight = \"many\"", 2, &["`limits.in_flight` has to be a whole number, 1 to 1000000"]),
             ("[limits]\nupload_body = \"0\"", 2, &["`limits.upload_body` has to be a size"]),
             ("[limits]\nuploads = \"1MiB\"", 2, &["unknown key `uploads`"]),
+            ("[failover]\nmax_attempts = 0", 2, &["`failover.max_attempts`", "a whole number, 1 to 16"]),
+            ("[providers.p]\nkind = \"openai\"\npeers = [\"a:0\"]", 3, &["has to be a host and perhaps a port"]),
+            ("[providers.p]\nkind = \"openai\"\npeers = [\"x:1\", \"x:1\"]", 3, &["`x:1` stands here twice"]),
+            ("[providers.p]\nkind = \"openai\"\npeers = []", 3, &["a list of at least one host"]),
+            ("[providers.p]\nkind = \"openai\"\nhealth = \"ping\"", 3, &["\"tcp\", \"http\" or \"off\""]),
             ("[spool]\nmemory_bytes = -1", 2, &["`spool.memory_bytes`", "a whole number, 0 or more"]),
             ("[spool]\ntotal_bytes = 0", 2, &["`spool.total_bytes`", "a whole number, 1 or more"]),
             ("[spool]\nbytes = 1", 2, &["unknown key `bytes`", "memory_bytes, replay_bytes, total_bytes"]),
@@ -404,16 +441,12 @@ fn providers_models_and_aliases_are_strict() {
         OPENAI,
         &[
             ("[models.x]", 1, &["`routes` is missing in `models.x`"]),
-            ("[models.x]\nroutes = []", 2, &["`models.x.routes` has to be a list of one `provider/model`"]),
+            ("[models.x]\nroutes = []", 2, &["`models.x.routes` has to be a list of at least one `provider/model`"]),
             ("[models.x]\nroutes = [\"tts\"]", 2, &["`models.x.routes[0]` has to be `provider/model`"]),
             ("[models.x]\nroutes = [\"openai/\"]", 2, &["has to be `provider/model`"]),
             ("[models.x]\nroutes = [\"opena/t/s\"]", 2, &["there is no provider `opena`", "did you mean `openai`?"]),
             ("[models.x]\nroutes = [\"eleven/t\"]", 2, &["there is no provider `eleven`", "there are: openai"]),
-            (
-                "[models.x]\nroutes = [\"openai/a\", \"openai/b\"]",
-                2,
-                &["several routes for one model are not supported yet"],
-            ),
+            ("[models.x]\nroutes = [\"openai/a\", \"openai/b\", \"openai/a\"]", 2, &["`openai/a` stands here twice"]),
             (
                 "[models.\"a.b\"]\nroutes = [\"openai/a\"]\nvoices = []",
                 3,
@@ -521,7 +554,7 @@ fn a_key_comes_from_where_the_file_says() {
         let text = format!("[providers.my-pool]\nkind = \"openai\"\nkeys = {keys}\n");
         let key = |env| {
             let (settings, warnings) = read_in(&text, &env).unwrap_or_else(|complaints| panic!("{complaints}"));
-            (settings.providers["my-pool"].key.as_ref().map(|key| key.expose().to_owned()), warnings)
+            (settings.providers["my-pool"].keys.first().map(|key| key.secret.expose().to_owned()), warnings)
         };
         assert_eq!(key(env()).0.as_deref(), want, "{keys}");
         assert!(key(env()).1.is_empty(), "{keys}");
@@ -578,7 +611,7 @@ fn a_key_that_is_not_there_is_an_error_and_no_key_is_ever_shown() {
     }
     let two = format!("{OPENAI}keys = [\"${{SPACED}}\", \"s3cret\"]\n");
     let complaints = read_in(&two, &env).expect_err("two");
-    assert!(complaints.to_string().contains("several keys for one provider are not supported yet"), "{complaints}");
+    assert!(complaints.to_string().contains("`providers.openai.keys[1]` holds a key in clear"), "{complaints}");
     assert_hides(&complaints, "s3cret", "two");
 }
 

@@ -4,6 +4,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use http::uri::Authority;
 use jiff::Timestamp;
 use toml::de::DeValue;
 
@@ -59,6 +60,13 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit.strip_prefix(' ').unwrap_or(unit)))
+}
+
+/// A host, and perhaps a port.
+pub(super) fn peer(text: &str) -> Option<Authority> {
+    let peer: Authority = text.parse().ok()?;
+    let plain = !peer.host().is_empty() && !text.contains('@') && !text.ends_with(':');
+    (plain && (peer.port().is_none() || peer.port_u16().is_some_and(|port| port > 0))).then_some(peer)
 }
 
 /// `http` or `https`, a host, perhaps a port and a path; nothing else, and above all no user and password.

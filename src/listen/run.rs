@@ -14,6 +14,7 @@ use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service;
+use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
 use sd_notify::NotifyState;
@@ -31,6 +32,7 @@ use crate::listen::tls::Certificates;
 use crate::metrics::Metrics;
 use crate::records::Records;
 use crate::state::State;
+use crate::upstream::{self, Upstreams};
 
 /// Idle connections to providers that are kept, of one gateway.
 const UPSTREAM_POOL: usize = 2048;
@@ -122,7 +124,10 @@ pub fn run(
     let connections = Connections::new(metrics.connections.clone());
     let desk = Arc::new(Desk::new(records, spools, metrics));
     starting(Starting { settings: &settings, addresses: &addresses, server: &mut server, stopping: &stopping })?;
-    let state = Arc::new(ArcSwap::from_pointee(State::new(settings, insecure)));
+    let upstreams = upstream::of(&settings, &desk.pools, &Upstreams::default(), None);
+    let state = Arc::new(ArcSwap::from_pointee(State::with(settings, insecure, upstreams)));
+    let watching = Watching { desk: Arc::clone(&desk), stopping: stopping.clone() };
+    server.add_service(background_service("peers", watching));
     let fds = sockets.into_fds();
     let proxy = Proxy { state: &state, desk: &desk, conf: &server.configuration, stopping: &stopping };
     let front = proxy.front(Arc::clone(&connections));
@@ -262,6 +267,19 @@ impl<S: Service> Service for Ours<S> {
     }
 }
 
+/// Keeps the providers' names resolved and their peers probed.
+struct Watching {
+    desk: Arc<Desk>,
+    stopping: ShutdownWatch,
+}
+
+#[async_trait]
+impl BackgroundService for Watching {
+    async fn start(&self, _: ShutdownWatch) {
+        self.desk.pools.run(self.stopping.clone()).await;
+    }
+}
+
 /// What the signals do to a gateway that runs.
 struct Reload<S> {
     source: S,
@@ -283,7 +301,8 @@ impl<S: Source> Reload<S> {
         for key in unapplied(&old.settings, &settings) {
             log::warn!("{key} has changed, and is applied by a restart only");
         }
-        self.state.store(Arc::new(State::new(settings, self.insecure)));
+        let upstreams = upstream::of(&settings, &self.desk.pools, &old.upstreams, Some(&old.settings));
+        self.state.store(Arc::new(State::with(settings, self.insecure, upstreams)));
         Ok(())
     }
 }

@@ -58,6 +58,10 @@ impl Provider for Azure {
         })
     }
 
+    fn probe(&self) -> &'static str {
+        "/openai/v1/models"
+    }
+
     fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
         Some((HeaderName::from_static("api-key"), scheme("", key)?))
     }

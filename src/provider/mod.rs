@@ -28,6 +28,13 @@ pub trait Provider: Sync + Send + Debug {
         false
     }
 
+    /// A path below the base URL that a free GET is for, to see whether a peer is well.
+    fn probe(&self) -> &'static str;
+    /// Whether a 404 says that the provider does not have this model, and another one may.
+    fn lacks_model(&self, status: u16) -> bool {
+        status == 404
+    }
+
     /// What people paste behind the address of its base URL although it is said here: longest first.
     fn own_paths(&self) -> &'static [&'static str] {
         &[]
@@ -85,6 +92,7 @@ mod tests {
                 assert!(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok(), "{kind}: {path}");
                 assert!(!path.contains('?'), "{kind}: {path}");
             }
+            assert!(provider.probe().starts_with('/'), "{kind}");
             assert!(!provider.serves(Endpoint::Models), "{kind}: models are answered here");
             let (_, value) = provider.credential(&key).expect("a plain key can be sent");
             assert!(value.to_str().is_ok_and(|value| value.ends_with("provider-key")), "{kind}");

@@ -31,6 +31,10 @@ impl Provider for OpenAi {
         Some(Target { path: path.into(), query: None, names_model: false })
     }
 
+    fn probe(&self) -> &'static str {
+        "/models"
+    }
+
     fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
         Some((header::AUTHORIZATION, scheme("Bearer ", key)?))
     }

@@ -42,10 +42,11 @@ impl Editor {
             Task::Upload(upload) => {
                 let change = Change::new(upload, name);
                 // Of a form whose length was declared nothing is sent before it is known what changes in it, but
-                // where it is likely that nothing does.
-                let delta = change.delta(&known.model).unwrap_or(0);
-                let length = known.len.and_then(|len| len.checked_add_signed(delta));
-                let promised = length.map(|_| delta);
+                // where it is likely that nothing does. If that was somewhere else, it goes on in chunks here.
+                let likely = change.is_none_where_agreed().then_some(0);
+                let delta = change.delta(&known.model).or(likely);
+                let length = known.len.zip(delta).and_then(|(len, delta)| len.checked_add_signed(delta));
+                let promised = length.and(delta);
                 let form = known.form.clone().unwrap_or_else(|| Form::new(&upload.boundary));
                 Self { body: Body::Form(Box::new(FormEditor::new(change, form, promised))), length }
             }
@@ -345,6 +346,7 @@ mod tests {
             ("declared, found, the same", Some(len), &there, Some("asked"), Some(len)),
             ("declared, absent", Some(len), &absent, Some("their-own"), Some(len + put_in)),
             ("declared, absent, not needed", Some(len), &absent, None, Some(len)),
+            ("declared, not looked for, and another name here", Some(len), &Place::Unknown, Some("their-own"), None),
             ("declared, not looked for", Some(len), &Place::Unknown, Some("asked"), Some(len)),
             ("not declared", None, &there, Some("their-own"), None),
         ] {

@@ -3,6 +3,7 @@
 
 pub mod authenticate;
 pub mod edit;
+pub mod failover;
 pub mod form;
 pub mod h2;
 pub mod inspect;

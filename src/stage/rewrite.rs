@@ -4,23 +4,31 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 
+use crate::config::settings::ProviderKey;
 use crate::provider::Target;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, is_credential};
-use crate::stage::route::Plan;
+use crate::stage::route::Leg;
 use crate::state::State;
 
 /// Everything beginning with this is between clients and us.
 const OWN_PREFIX: &str = "x-aulos-";
 
-/// Makes `head`, the client's, into what the provider of `plan` gets. `length`: of the body, where it is known.
+/// Makes `head`, the client's, into what the provider gets. `key`: which of its keys is sent. `length`: of the body,
+/// where it is known.
 ///
 /// The head is taken apart and put together again: its parts are cheaper to change than Pingora's head, which keeps
 /// the case of every name beside it.
-pub fn head(head: &mut RequestHeader, state: &State, plan: &Plan, length: Option<u64>) -> Result<(), Refusal> {
-    let provider = &plan.provider;
+pub fn head(
+    head: &mut RequestHeader,
+    state: &State,
+    leg: &Leg,
+    key: Option<&ProviderKey>,
+    length: Option<u64>,
+) -> Result<(), Refusal> {
+    let provider = &leg.provider;
     let mut parts = take(head);
-    let target = target(&provider.base_url.path, &plan.target, parts.uri.query());
+    let target = target(&provider.base_url.path, &leg.target, parts.uri.query());
     parts.uri = target.parse().map_err(|_| Refusal::Internal)?;
     let headers = &mut parts.headers;
     strip(headers, &state.settings.server.user_path_header);
@@ -31,7 +39,7 @@ pub fn head(head: &mut RequestHeader, state: &State, plan: &Plan, length: Option
         Some(length) => headers.insert(header::CONTENT_LENGTH, length.into()),
         None => headers.remove(header::CONTENT_LENGTH),
     };
-    if let Some((name, value)) = &provider.credential {
+    if let Some(ProviderKey { header: (name, value), .. }) = key {
         headers.insert(name.clone(), value.clone());
     }
     *head = parts.into();
@@ -105,7 +113,8 @@ mod tests {
         for (name, value) in headers {
             request.append_header(*name, *value).expect("a header");
         }
-        head(&mut request, &state, &plan, Some(7)).expect("rewritten");
+        let leg = plan.first();
+        head(&mut request, &state, leg, leg.provider.keys.first(), Some(7)).expect("rewritten");
         request
     }
 

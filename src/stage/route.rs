@@ -11,11 +11,20 @@ use crate::stage::inspect::{Bounds, Call};
 use crate::state::State;
 use crate::surface::Endpoint;
 
-/// Where a request goes.
+/// Where a request may go.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The name it is served under: a configured model, or `provider/model`.
     pub model: String,
+    /// The ways to serve it, in the order they are tried; at least one.
+    pub routes: Vec<Leg>,
+    /// What was sent in full is never sent again.
+    pub at_most_once: bool,
+}
+
+/// One way to serve a request: a model at a provider.
+#[derive(Debug, Clone)]
+pub struct Leg {
     pub provider: Arc<Provider>,
     /// The provider's own name for the model.
     pub provider_model: String,
@@ -37,43 +46,55 @@ impl<'a> From<&'a Call> for Asked<'a> {
     }
 }
 
-/// Finds the provider. A model the caller may not use is refused before it is said whether it could be served.
+/// Finds the providers. A model the caller may not use is refused before it is said whether it could be served.
 pub fn plan(state: &State, caller: &Caller, asked: Asked<'_>) -> Result<Plan, Refusal> {
     let unknown = || Refusal::UnknownModel { model: asked.model.to_owned() };
-    let (served, route) = resolve(state, asked.model, asked.provider).ok_or_else(unknown)?;
-    if !allowed(state, caller, asked.model, &served, &route) {
+    let (served, routes) = resolve(state, asked.model, asked.provider).ok_or_else(unknown)?;
+    let routes: Vec<Route> =
+        routes.into_iter().filter(|route| allowed(state, caller, asked.model, &served, route)).collect();
+    if routes.is_empty() {
         let status = state.settings.server.access_denied_status;
         return Err(Refusal::AccessDenied { model: asked.model.to_owned(), status });
     }
-    let provider = Arc::clone(state.provider(&route.provider).ok_or_else(unknown)?);
-    let target = provider.kind.target(asked.endpoint, &route.model, provider.api_version.as_deref());
-    let target = target.ok_or_else(|| Refusal::Unsupported { provider: provider.name.clone() })?;
-    Ok(Plan { model: served, provider, provider_model: route.model, target })
+    let mut legs = Vec::with_capacity(routes.len());
+    let mut lacking = None;
+    for route in routes {
+        let provider = Arc::clone(state.provider(&route.provider).ok_or_else(unknown)?);
+        match provider.kind.target(asked.endpoint, &route.model, provider.api_version.as_deref()) {
+            Some(target) => legs.push(Leg { provider, provider_model: route.model, target }),
+            None => lacking = lacking.or(Some(provider.name.clone())),
+        }
+    }
+    if legs.is_empty() {
+        return Err(Refusal::Unsupported { provider: lacking.unwrap_or_default() });
+    }
+    let at_most_once = state.settings.models.get(&served).is_some_and(|model| model.at_most_once);
+    Ok(Plan { model: served, routes: legs, at_most_once })
 }
 
-/// What a name stands for: the name it is served under, and its route.
-pub fn resolve(state: &State, asked: &str, hint: Option<&str>) -> Option<(String, Route)> {
+/// What a name stands for: the name it is served under, and its routes.
+pub fn resolve(state: &State, asked: &str, hint: Option<&str>) -> Option<(String, Vec<Route>)> {
     let name = state.unaliased(asked);
     let direct = |provider: &Arc<Provider>, model: &str| {
         let route = Route { provider: provider.name.clone(), model: model.to_owned() };
-        (!state.settings.server.closed_models).then(|| (format!("{}/{model}", provider.name), route))
+        (!state.settings.server.closed_models).then(|| (format!("{}/{model}", provider.name), vec![route]))
     };
     let configured = state.settings.models.get(name);
     let Some(hint) = hint else {
         return match configured {
-            Some(model) => model.routes.first().map(|route| (name.to_owned(), route.clone())),
+            Some(model) => Some((name.to_owned(), model.routes.clone())),
             None => state.split(name).and_then(|(provider, model)| direct(provider, model)),
         };
     };
-    let at_hint = configured.and_then(|model| model.routes.iter().find(|route| route.provider == hint));
-    match at_hint {
-        Some(route) => Some((name.to_owned(), route.clone())),
-        None => {
-            let provider = state.provider(hint)?;
-            let model = name.strip_prefix(hint).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
-            direct(provider, model)
-        }
+    let at_hint: Vec<Route> = configured
+        .map(|model| model.routes.iter().filter(|route| route.provider == hint).cloned().collect())
+        .unwrap_or_default();
+    if !at_hint.is_empty() {
+        return Some((name.to_owned(), at_hint));
     }
+    let provider = state.provider(hint)?;
+    let model = name.strip_prefix(hint).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+    direct(provider, model)
 }
 
 /// The key's own list and those of the path must all agree.
@@ -90,9 +111,9 @@ pub fn known(provider: &Provider, model: &str) -> Option<&'static Entry> {
 }
 
 impl Plan {
-    /// What the body has to call the model. `None`: the provider does not read it there.
-    pub fn body_model(&self) -> Option<&str> {
-        (!self.target.names_model).then_some(self.provider_model.as_str())
+    /// The way that is tried first.
+    pub fn first(&self) -> &Leg {
+        &self.routes[0]
     }
 
     /// Bytes of an upload that are kept to be sent again.
@@ -101,9 +122,21 @@ impl Plan {
         own.unwrap_or(state.settings.spool.replay_bytes)
     }
 
-    /// What may be asked of the model that was chosen.
-    pub fn bounds<'s>(&self, state: &'s State) -> Bounds<'s> {
-        Bounds::of(state.settings.models.get(&self.model), known(&self.provider, &self.provider_model))
+    /// Keeps the ways that can do what is asked for. None can: what the first one says of it.
+    pub fn keep_able(&mut self, state: &State, call: &Call) -> Result<(), Refusal> {
+        let model = state.settings.models.get(&self.model);
+        let check = |leg: &Leg| call.check(&Bounds::of(model, known(&leg.provider, &leg.provider_model)));
+        check(self.first())
+            .or_else(|refusal| if self.routes.iter().any(|leg| check(leg).is_ok()) { Ok(()) } else { Err(refusal) })?;
+        self.routes.retain(|leg| check(leg).is_ok());
+        Ok(())
+    }
+}
+
+impl Leg {
+    /// What the body has to call the model. `None`: the provider does not read it there.
+    pub fn body_model(&self) -> Option<&str> {
+        (!self.target.names_model).then_some(self.provider_model.as_str())
     }
 }
 
@@ -149,7 +182,10 @@ mod tests {
 
     fn go(state: &State, caller: &Caller, model: &str, provider: Option<&str>) -> Result<String, (u16, &'static str)> {
         plan(state, caller, Asked { model, provider, endpoint: Endpoint::Speech })
-            .map(|plan| format!("{} = {}/{}", plan.model, plan.provider.name, plan.provider_model))
+            .map(|plan| {
+                let leg = |leg: &Leg| format!("{}/{}", leg.provider.name, leg.provider_model);
+                format!("{} = {}", plan.model, plan.routes.iter().map(leg).collect::<Vec<_>>().join(", "))
+            })
             .map_err(|refusal| (refusal.status(), refusal.code()))
     }
 

@@ -3,10 +3,11 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 
+use crate::config::settings::ProviderKey;
 use crate::refusal::Refusal;
 use crate::stage::form::Facts;
 use crate::stage::inspect::{Call, Task};
-use crate::stage::route::Plan;
+use crate::stage::route::Leg;
 use crate::wire::mask::{Mask, cover};
 
 /// Bytes of a JSON or text answer that are looked at for an echoed credential.
@@ -19,7 +20,16 @@ const ORIGIN: HeaderName = HeaderName::from_static("x-aulos-origin");
 const PROVIDER: HeaderName = HeaderName::from_static("x-aulos-provider");
 const MODEL: HeaderName = HeaderName::from_static("x-aulos-model");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-aulos-attempts");
+/// Official SDKs obey it. What several candidates could not do is not tried again by them, several times over.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Where a request was sent, and with which key.
+#[derive(Clone, Copy)]
+pub struct Sent<'a> {
+    pub leg: &'a Leg,
+    pub key: Option<&'a ProviderKey>,
+}
 
 /// What an answer is for, as its headers say it.
 pub struct Origin {
@@ -37,7 +47,7 @@ pub fn accept(answer: &ResponseHeader) -> Result<(), Refusal> {
         return Err(Refusal::UpstreamInvalid);
     }
     match answer.status.as_u16() {
-        401 | 403 => Err(Refusal::ProviderAuth),
+        401..=403 => Err(Refusal::ProviderAuth),
         // A redirect is never followed, and its `Location` is none of the client's business.
         100..=199 | 300..=399 => Err(Refusal::UpstreamInvalid),
         _ => Ok(()),
@@ -55,21 +65,24 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
 }
 
 /// Makes the provider's head into the client's. Like the request's, it is taken apart and put together again.
-pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Origin) {
-    let holds_key = |text: &str| plan.provider.key.as_ref().is_some_and(|key| text.contains(key.expose()));
+pub fn head(answer: &mut ResponseHeader, sent: &Sent<'_>, call: &Call, origin: &Origin) {
+    let holds_key = |text: &str| sent.key.is_some_and(|key| text.contains(key.secret.expose()));
     let reason = answer.get_reason_phrase().filter(|reason| answer.status.canonical_reason() != Some(reason));
     let reason = reason.filter(|reason| !holds_key(reason)).map(str::to_owned);
     let mut parts = take(answer);
     let headers = &mut parts.headers;
     strip(headers);
-    redact(headers, plan);
+    redact(headers, sent);
     if parts.status.is_success() && !headers.contains_key(header::CONTENT_TYPE) {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(call, origin.form.as_ref())));
+    }
+    if parts.status.is_server_error() && origin.attempts > 1 {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     headers.entry(X_REQUEST_ID).or_insert_with(|| origin.request_id.clone());
     headers.insert(REQUEST_ID, origin.request_id.clone());
     headers.insert(ORIGIN, HeaderValue::from_static("provider"));
-    chosen(headers, plan, origin.attempts);
+    chosen(headers, sent.leg, origin.attempts);
     *answer = parts.into();
     if reason.is_some() {
         // Only a phrase that Pingora had read itself is set again.
@@ -78,21 +91,24 @@ pub fn head(answer: &mut ResponseHeader, plan: &Plan, call: &Call, origin: &Orig
 }
 
 /// The headers of an answer of our own; `asked`: what was forwarded before it, and how often.
-pub fn own(answer: &mut ResponseHeader, request_id: HeaderValue, asked: Option<(&Plan, usize)>) {
+pub fn own(answer: &mut ResponseHeader, request_id: HeaderValue, asked: Option<(&Leg, usize)>) {
     let mut parts = take(answer);
     let headers = &mut parts.headers;
     headers.insert(X_REQUEST_ID, request_id.clone());
     headers.insert(REQUEST_ID, request_id);
     headers.insert(ORIGIN, HeaderValue::from_static("aulos"));
-    if let Some((plan, attempts)) = asked {
-        chosen(headers, plan, attempts);
+    if let Some((leg, attempts)) = asked {
+        if parts.status.is_server_error() && attempts > 1 {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        chosen(headers, leg, attempts);
     }
     *answer = parts.into();
 }
 
 /// Says which provider was chosen.
-fn chosen(headers: &mut HeaderMap, plan: &Plan, attempts: usize) {
-    let named = [(PROVIDER, &plan.provider.name), (MODEL, &plan.provider_model)];
+fn chosen(headers: &mut HeaderMap, leg: &Leg, attempts: usize) {
+    let named = [(PROVIDER, &leg.provider.name), (MODEL, &leg.provider_model)];
     for (name, text) in named {
         // A model's name may hold what no header can: then there is no header.
         if let Ok(value) = HeaderValue::from_str(text) {
@@ -108,14 +124,14 @@ fn take(answer: &mut ResponseHeader) -> http::response::Parts {
 }
 
 /// The mask for an answer that may hold text of the provider's.
-pub fn mask(answer: &ResponseHeader, plan: &Plan) -> Option<Mask> {
-    let key = plan.provider.key.as_ref()?;
+pub fn mask(answer: &ResponseHeader, sent: &Sent<'_>) -> Option<Mask> {
+    let key = sent.key?;
     let media = answer.headers.get(header::CONTENT_TYPE).map(|media| media.as_bytes().to_ascii_lowercase());
     let is_text = match &media {
         None => !answer.status.is_success(),
         Some(media) => media.starts_with(b"text/") || memchr::memmem::find(media, b"json").is_some(),
     };
-    is_text.then(|| Mask::new(key.expose(), MASKED_BYTES_MAX))
+    is_text.then(|| Mask::new(key.secret.expose(), MASKED_BYTES_MAX))
 }
 
 /// Whether an answer is a stream of events.
@@ -164,9 +180,9 @@ fn ends_here(name: &str) -> bool {
 }
 
 /// Covers the provider's key wherever it stands in a header.
-fn redact(headers: &mut HeaderMap, plan: &Plan) {
-    let Some(key) = &plan.provider.key else { return };
-    let secret = key.expose().as_bytes();
+fn redact(headers: &mut HeaderMap, sent: &Sent<'_>) {
+    let Some(key) = sent.key else { return };
+    let secret = key.secret.expose().as_bytes();
     for value in headers.values_mut() {
         if memchr::memmem::find(value.as_bytes(), secret).is_some() {
             let mut covered = value.as_bytes().to_vec();
@@ -209,7 +225,7 @@ fn content_type(call: &Call, form: Option<&Facts>) -> &'static str {
 mod tests {
     use super::*;
     use crate::stage::inspect::{Named, call};
-    use crate::stage::route::{Asked, plan};
+    use crate::stage::route::{Asked, Plan, plan};
     use crate::stage::{authenticate, testing};
     use crate::state::State;
     use crate::surface::Endpoint;
@@ -220,6 +236,11 @@ mod tests {
         let anyone = authenticate::caller(&state, &http::HeaderMap::new(), "", jiff::Timestamp::UNIX_EPOCH);
         let asked = Asked { model: "openai/tts-1", provider: None, endpoint: Endpoint::Speech };
         plan(&state, &anyone.expect("insecure"), asked).expect("a route")
+    }
+
+    fn sent(plan: &Plan) -> Sent<'_> {
+        let leg = plan.first();
+        Sent { leg, key: leg.provider.keys.first() }
     }
 
     fn speech(fields: &str) -> Call {
@@ -235,7 +256,8 @@ mod tests {
             answer.append_header(*name, *value).expect("a header");
         }
         let origin = Origin { request_id: HeaderValue::from_static("ID"), attempts: 1, form: None };
-        head(&mut answer, &planned(), &speech(fields), &origin);
+        let plan = planned();
+        head(&mut answer, &sent(&plan), &speech(fields), &origin);
         let text = |value: &http::HeaderValue| value.to_str().expect("text").to_owned();
         let mut seen: Vec<_> = answer.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
         seen.sort_unstable();
@@ -337,7 +359,7 @@ mod tests {
             if let Some(media) = media {
                 answer.insert_header("content-type", media).expect("a header");
             }
-            assert_eq!(mask(&answer, &plan).is_some(), want, "{status} {media:?}");
+            assert_eq!(mask(&answer, &sent(&plan)).is_some(), want, "{status} {media:?}");
         }
     }
 }

@@ -80,7 +80,7 @@ pub struct Attempt {
     pub candidate: Option<Candidate>,
     pub underway: Option<Underway>,
     pub editor: Editor,
-    pub mask: Option<Mask>,
+    pub masks: Vec<Mask>,
     /// Watches an answer of events for its last one.
     pub ends: Option<Ends>,
     /// Interim answers seen.

@@ -38,7 +38,7 @@ use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint};
 use crate::units::printable;
-use crate::upstream::candidates::Blame;
+use crate::upstream::candidates::{Blame, Candidate};
 use crate::wire::head::METHOD_BYTES_MAX;
 use crate::wire::sse::Ends;
 
@@ -401,10 +401,15 @@ impl ProxyHttp for Gateway {
         let status = head.status.as_u16();
         attempt.log.status = Some(status);
         attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
+        // What is no answer at all is a failure, and not judged by its status.
+        let accepted = stream::accept(head);
+        if matches!(accepted, Err(Refusal::UpstreamInvalid)) {
+            return accepted.map_err(refused);
+        }
         if self.is_answered_elsewhere(session, &mut ctx.exchange, head) {
             return Err(preferred(status));
         }
-        stream::accept(head).map_err(refused)
+        accepted.map_err(refused)
     }
 
     async fn response_filter(&self, _: &mut Session, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
@@ -418,9 +423,9 @@ impl ProxyHttp for Gateway {
         let form = admitted.attempts.last().and_then(|attempt| attempt.editor.facts());
         let origin = stream::Origin { request_id, attempts: admitted.attempts.len(), form };
         stream::head(head, &admitted.sent(), &admitted.call, &origin);
-        let mask = stream::mask(head, &admitted.sent());
+        let masks = stream::masks(head, &admitted.sent());
         if let Some(attempt) = admitted.attempts.last_mut() {
-            attempt.mask = mask;
+            attempt.masks = masks;
             attempt.ends = stream::is_events(head).then(Ends::default);
         }
         Ok(())
@@ -436,10 +441,14 @@ impl ProxyHttp for Gateway {
         let exchange = &mut ctx.exchange;
         exchange.meter.see_out(body.as_ref().map_or(0, Bytes::len), Instant::now);
         let Some(attempt) = exchange.attempt_mut() else { return Ok(None) };
+        let is_substance = end || body.as_ref().is_some_and(|body| !body.is_empty());
+        if let Some(underway) = attempt.underway.as_mut().filter(|_| is_substance) {
+            underway.served(Instant::now());
+        }
         if let (Some(ends), Some(body)) = (&mut attempt.ends, &body) {
             ends.see(body);
         }
-        if let Some(mask) = &mut attempt.mask {
+        for mask in &mut attempt.masks {
             let mut out = body.take().map(|body| mask.push(body)).unwrap_or_default();
             if end {
                 out = crate::units::joined(&[out, mask.finish()]);
@@ -459,6 +468,7 @@ impl ProxyHttp for Gateway {
         self.attempt_failed(&mut ctx.exchange, reason(&error));
         self.blame(&mut ctx.exchange, Blame::Peer);
         error.set_retry(self.may_go_on(session, &ctx.exchange));
+        self.count_failover(&ctx.exchange, &error);
         error
     }
 
@@ -481,9 +491,10 @@ impl ProxyHttp for Gateway {
             error = refused(Refusal::BodyTimeout);
         }
         if let Some(insert_at) = length_unkept(&error) {
-            return self.put_model_in(session, &mut ctx.exchange, error, insert_at);
+            return Self::put_model_in(session, &mut ctx.exchange, error, insert_at);
         }
-        let is_theirs = root(&error).map(|refusal| !refusal.is_the_clients());
+        let is_ours = |refusal: &Refusal| refusal.is_the_clients() || *refusal == Refusal::Internal;
+        let is_theirs = root(&error).map(|refusal| !is_ours(refusal));
         if !is_theirs.unwrap_or(*error.esource() == ErrorSource::Upstream) {
             if let Some(refusal) = root(&error) {
                 note(&mut ctx.exchange, refusal.code());
@@ -496,12 +507,17 @@ impl ProxyHttp for Gateway {
         let stale =
             attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, Instant::now()));
         let whole = session.is_body_done() && *error.etype() != ErrorType::WriteError;
+        let admitted = ctx.exchange.admitted_mut();
+        let stale = stale && admitted.is_some_and(|admitted| admitted.failures.may_repeat(&admitted.plan, whole));
         let mut again = true;
         if !stale && !is_settled(&error) {
             self.blame(&mut ctx.exchange, if whole { Blame::Unanswered } else { Blame::Peer });
             again = !(whole && ctx.exchange.admitted().is_some_and(|admitted| admitted.plan.at_most_once));
         }
         error.set_retry(again && !is_settled(&error) && self.may_go_on(session, &ctx.exchange));
+        if !stale {
+            self.count_failover(&ctx.exchange, &error);
+        }
         error
     }
 
@@ -511,6 +527,12 @@ impl ProxyHttp for Gateway {
         }
         ctx.begun = answered(session);
         let refusal = if ctx.begun { None } else { told(error) };
+        // Where the last ones gave no answer, an earlier one is worth more to the client.
+        let said = ctx.exchange.admitted().and_then(|admitted| admitted.failures.last_said());
+        let refusal = refusal.map(|refusal| match said {
+            Some(said) if refusal.is_of_no_answer() => said.refusal(),
+            _ => refusal,
+        });
         let error_code = refusal.as_ref().map_or(0, Refusal::status);
         if let Some(refusal) = refusal {
             session.set_keepalive(None);
@@ -561,7 +583,14 @@ impl Gateway {
         for route in 0..admitted.plan.routes.len() {
             let Some(upstream) = failover::upstream(&state, &admitted.plan, route).0 else { continue };
             if !upstream.pool.is_empty() {
-                return;
+                // Asking who is next takes a turn of the peers: it is done only where something has failed before.
+                let now = Instant::now();
+                let (failures, plan) = (&admitted.failures, &admitted.plan);
+                let is_reached = |candidate: Candidate| candidate.route <= route;
+                if failures.is_empty() || failures.next(&state, plan, now).is_some_and(is_reached) {
+                    return;
+                }
+                continue;
             }
             if admitted.failures.is_unresolved(route) {
                 continue;
@@ -589,8 +618,12 @@ impl Gateway {
         let Some(attempt) = admitted.attempts.last_mut() else { return false };
         if let Some(underway) = &mut attempt.underway {
             match meaning {
+                // A success counts with the first bytes behind it.
+                Meaning::Final if head.status.is_success() => {}
                 Meaning::Final => underway.served(now),
                 Meaning::Deployment => underway.answered(now),
+                // It waited for a client that is slow.
+                Meaning::Peer if status == 408 => underway.answered(now),
                 Meaning::Peer => underway.failed(now, self.desk.jitter()),
                 Meaning::Limited => underway.limited(said.retry_after, now),
                 Meaning::Refused => underway.refused(now),
@@ -598,6 +631,7 @@ impl Gateway {
         }
         let (Some(blame), Some(candidate)) = (meaning.blame(), attempt.candidate) else { return false };
         let provider = attempt.log.provider.clone();
+        admitted.body.learn(&attempt.editor);
         admitted.failures.failed(candidate, blame);
         if !self.may_go_on(session, exchange) {
             return false;
@@ -609,6 +643,15 @@ impl Gateway {
         true
     }
 
+    /// A request goes on after an attempt without an answer.
+    fn count_failover(&self, exchange: &Exchange, error: &Error) {
+        if let Some(provider) = exchange.admitted().map(|admitted| &admitted.sent().leg.provider.name)
+            && error.retry()
+        {
+            self.desk.metrics.failovers.with_label_values(&[provider.as_str(), reason(error)]).inc();
+        }
+    }
+
     /// An attempt failed without an answer, and this is to blame.
     fn blame(&self, exchange: &mut Exchange, blame: Blame) {
         let Some(admitted) = exchange.admitted_mut() else { return };
@@ -616,33 +659,27 @@ impl Gateway {
         if let Some(underway) = &mut attempt.underway {
             underway.failed(Instant::now(), self.desk.jitter());
         }
+        admitted.body.learn(&attempt.editor);
         if let Some(candidate) = attempt.candidate {
             admitted.failures.failed(candidate, blame);
         }
     }
 
-    /// Whether one more attempt may be made: nothing of an answer has gone out, the body can be sent again, and
-    /// neither attempts nor time nor candidates are used up.
+    /// Whether one more attempt may be made: the request can be sent again, and neither attempts nor time nor candidates
+    /// are used up.
     fn may_go_on(&self, session: &Session, exchange: &Exchange) -> bool {
         let Some(admitted) = exchange.admitted() else { return false };
         let (failover, now) = (&exchange.state.settings.failover, Instant::now());
-        !answered(session)
-            && !session.as_ref().retry_buffer_truncated()
-            && admitted.attempts.len() < failover.max_attempts
+        can_send_again(session)
+            && admitted.failures.count() < failover.max_attempts
             && now.saturating_duration_since(exchange.arrived) < failover.total
             && admitted.failures.may_go_on(&exchange.state, &admitted.plan, now)
     }
 
     /// A form that was thought to name its model does not: it is sent again with one, where it was kept.
-    fn put_model_in(
-        &self,
-        session: &Session,
-        exchange: &mut Exchange,
-        mut error: Box<Error>,
-        insert_at: u64,
-    ) -> Box<Error> {
+    fn put_model_in(session: &Session, exchange: &mut Exchange, mut error: Box<Error>, insert_at: u64) -> Box<Error> {
         note(exchange, "model_absent");
-        let again = self.may_go_on(session, exchange);
+        let again = can_send_again(session);
         let Some(admitted) = exchange.admitted_mut().filter(|_| again) else { return refused(Refusal::SpoolFull) };
         admitted.body.model = Place::Absent { insert_at };
         error.set_retry(true);
@@ -681,7 +718,7 @@ fn attempt(admitted: &Admitted, route: usize, peer: Peer, began: Instant) -> Att
         candidate: None,
         underway: None,
         editor,
-        mask: None,
+        masks: Vec::new(),
         ends: None,
         interim: 0,
         log,
@@ -710,6 +747,11 @@ fn label(meaning: Meaning) -> &'static str {
         Meaning::Refused => "refused",
         Meaning::Deployment => "deployment",
     }
+}
+
+/// Whether nothing of an answer has gone out, and the body is still here.
+fn can_send_again(session: &Session) -> bool {
+    !answered(session) && !session.as_ref().retry_buffer_truncated()
 }
 
 /// Whether Pingora gave up waiting for an answer.

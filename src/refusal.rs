@@ -258,6 +258,11 @@ impl Refusal {
         matches!(self, Self::InvalidBody | Self::BodyTruncated)
     }
 
+    /// Whether it says that no provider gave an answer that could be passed on.
+    pub fn is_of_no_answer(&self) -> bool {
+        matches!(self, Self::UpstreamUnavailable | Self::UpstreamTimeout | Self::UpstreamTls | Self::UpstreamInvalid)
+    }
+
     /// Whether the client's request is at fault, and not a provider or the gateway.
     pub fn is_the_clients(&self) -> bool {
         (400..500).contains(&self.status())

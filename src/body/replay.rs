@@ -407,7 +407,8 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         self.announce_end();
-        if !self.is_given_out() || !self.underway.is_none() {
+        let begins = tasks.iter().any(|task| matches!(task, HttpTask::Header(..)));
+        if begins && !(self.is_given_out() && self.underway.is_none()) {
             // The rest of the upload, if the answer ends before it, is not read as a request.
             self.inner_mut().set_keepalive(None);
         }

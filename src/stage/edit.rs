@@ -98,6 +98,21 @@ pub enum Place {
     },
 }
 
+impl Known {
+    /// Takes over what an attempt has seen of the form, for the next one.
+    pub fn learn(&mut self, editor: &Editor) {
+        let Body::Form(editor) = &editor.body else { return };
+        let place = Place::of(&editor.form);
+        if place != Place::Unknown {
+            self.model = place;
+        }
+        if editor.form.ended() {
+            self.len = Some(editor.form.seen());
+        }
+        self.form = Some(editor.form.clone());
+    }
+}
+
 impl Place {
     /// What a form that has been read so far says.
     pub fn of(form: &Form) -> Self {

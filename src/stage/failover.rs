@@ -23,6 +23,8 @@ pub struct Failures {
     unresolved: Vec<usize>,
     /// What the last provider that answered has said.
     said: Option<Said>,
+    /// A pooled connection was dead, and its peer was asked again.
+    repeated: bool,
 }
 
 /// An answer that another one was preferred to.
@@ -91,6 +93,23 @@ impl Failures {
     /// The attempt failed, and this is to blame.
     pub fn failed(&mut self, candidate: Candidate, blame: Blame) {
         self.tried.failed(candidate, blame);
+    }
+
+    /// Whether a peer may be asked again whose pooled connection was dead: once a request, and where it must not be
+    /// done twice only if the body had not been sent.
+    pub fn may_repeat(&mut self, plan: &Plan, whole: bool) -> bool {
+        let is_first = !std::mem::replace(&mut self.repeated, true);
+        is_first && !(whole && plan.at_most_once)
+    }
+
+    /// Whether nothing has failed yet.
+    pub fn is_empty(&self) -> bool {
+        self.tried.attempts() == 0 && self.unresolved.is_empty()
+    }
+
+    /// Attempts that failed, or were answered with something that another's answer was preferred to.
+    pub fn count(&self) -> usize {
+        self.tried.attempts()
     }
 
     /// The provider of a route has no address.

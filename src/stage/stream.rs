@@ -31,6 +31,13 @@ pub struct Sent<'a> {
     pub key: Option<&'a ProviderKey>,
 }
 
+impl<'a> Sent<'a> {
+    /// What no answer may hold: a provider knows all of its keys.
+    fn secrets(&self) -> impl Iterator<Item = &'a str> {
+        self.leg.provider.keys.iter().map(|key| key.secret.expose())
+    }
+}
+
 /// What an answer is for, as its headers say it.
 pub struct Origin {
     pub request_id: HeaderValue,
@@ -66,7 +73,7 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
 
 /// Makes the provider's head into the client's. Like the request's, it is taken apart and put together again.
 pub fn head(answer: &mut ResponseHeader, sent: &Sent<'_>, call: &Call, origin: &Origin) {
-    let holds_key = |text: &str| sent.key.is_some_and(|key| text.contains(key.secret.expose()));
+    let holds_key = |text: &str| sent.secrets().any(|secret| text.contains(secret));
     let reason = answer.get_reason_phrase().filter(|reason| answer.status.canonical_reason() != Some(reason));
     let reason = reason.filter(|reason| !holds_key(reason)).map(str::to_owned);
     let mut parts = take(answer);
@@ -123,15 +130,15 @@ fn take(answer: &mut ResponseHeader) -> http::response::Parts {
     std::mem::replace(answer, empty.into()).into()
 }
 
-/// The mask for an answer that may hold text of the provider's.
-pub fn mask(answer: &ResponseHeader, sent: &Sent<'_>) -> Option<Mask> {
-    let key = sent.key?;
+/// The masks for an answer that may hold text of the provider's.
+pub fn masks(answer: &ResponseHeader, sent: &Sent<'_>) -> Vec<Mask> {
     let media = answer.headers.get(header::CONTENT_TYPE).map(|media| media.as_bytes().to_ascii_lowercase());
     let is_text = match &media {
         None => !answer.status.is_success(),
         Some(media) => media.starts_with(b"text/") || memchr::memmem::find(media, b"json").is_some(),
     };
-    is_text.then(|| Mask::new(key.secret.expose(), MASKED_BYTES_MAX))
+    let secrets = sent.secrets().filter(|_| is_text);
+    secrets.map(|secret| Mask::new(secret, MASKED_BYTES_MAX)).collect()
 }
 
 /// Whether an answer is a stream of events.
@@ -181,13 +188,13 @@ fn ends_here(name: &str) -> bool {
 
 /// Covers the provider's key wherever it stands in a header.
 fn redact(headers: &mut HeaderMap, sent: &Sent<'_>) {
-    let Some(key) = sent.key else { return };
-    let secret = key.secret.expose().as_bytes();
-    for value in headers.values_mut() {
-        if memchr::memmem::find(value.as_bytes(), secret).is_some() {
-            let mut covered = value.as_bytes().to_vec();
-            cover(&mut covered, secret);
-            *value = HeaderValue::from_bytes(&covered).unwrap_or(HeaderValue::from_static(""));
+    for secret in sent.secrets().map(str::as_bytes) {
+        for value in headers.values_mut() {
+            if memchr::memmem::find(value.as_bytes(), secret).is_some() {
+                let mut covered = value.as_bytes().to_vec();
+                cover(&mut covered, secret);
+                *value = HeaderValue::from_bytes(&covered).unwrap_or(HeaderValue::from_static(""));
+            }
         }
     }
 }
@@ -359,7 +366,7 @@ mod tests {
             if let Some(media) = media {
                 answer.insert_header("content-type", media).expect("a header");
             }
-            assert_eq!(mask(&answer, &sent(&plan)).is_some(), want, "{status} {media:?}");
+            assert_eq!(!masks(&answer, &sent(&plan)).is_empty(), want, "{status} {media:?}");
         }
     }
 }

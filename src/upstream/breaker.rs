@@ -25,12 +25,13 @@ const JITTER_PARTS: u32 = 4;
 /// A probe that has not ended by then is let go: the next one may start beside it.
 const PROBE_MAX: Duration = Duration::from_secs(30);
 
-/// Whether something may be tried. The order is that of preference.
+/// Whether something may be tried, from the best to the worst. What needs a probe is no worse than what is ready: else
+/// it would never be used again while something else is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
-    Ready,
     /// It may be tried by one request, which is the probe.
     Probe,
+    Ready,
     /// It is set aside until then, and tried only where nothing better is left.
     Back {
         at: Instant,

@@ -84,8 +84,8 @@ impl Tried {
 }
 
 /// The candidate to try next: the first route that has one ready, and where none has, the candidate due back first.
-/// On one route a peer or key that is ready goes before one that needs a probe. What has failed already on another
-/// route comes last. `None`: nothing may be tried any more.
+/// On one route what needs a probe counts as ready: it is never used again otherwise. What has failed already on
+/// another route comes last. `None`: nothing may be tried any more.
 pub fn next(view: &impl View, tried: &Tried) -> Option<Candidate> {
     if tried.is_over() {
         return None;
@@ -137,7 +137,9 @@ fn chance_after(view: &impl View, (failed, blame): (Candidate, Blame), candidate
     match blame {
         // Another key is no new chance for a peer that fails; another model is.
         Blame::Peer | Blame::Unanswered if same_peer && same_route => Chance::Spent,
-        Blame::Peer | Blame::Unanswered if same_peer => Chance::Doubtful,
+        Blame::Peer if same_peer => Chance::Doubtful,
+        // The one attempt that is left goes to somebody who has less in common with it.
+        Blame::Unanswered if same_provider => Chance::Doubtful,
         Blame::Key if same_key => Chance::Spent,
         Blame::Deployment if same_route => Chance::Spent,
         _ => Chance::Fresh,
@@ -248,7 +250,7 @@ mod tests {
             (Blame::Peer, &[(0, 0, 0), (0, 0, 1), (2, 0, 0), (1, 0, 0), (1, 0, 1)][..]),
             (Blame::Key, &[(0, 0, 0), (0, 1, 0), (2, 0, 0)]),
             (Blame::Deployment, &[(0, 0, 0), (1, 0, 0), (2, 0, 0)]),
-            (Blame::Unanswered, &[(0, 0, 0), (0, 0, 1)]),
+            (Blame::Unanswered, &[(0, 0, 0), (2, 0, 0)]),
         ] {
             let (order, _) = run(&view, |_| Some(blame));
             let want: Vec<_> = want.iter().map(|(route, key, at)| candidate(*route, *key, *at)).collect();
@@ -277,7 +279,8 @@ mod tests {
         let plain = provider(Ready, &[Ready], &[Ready]);
         for (label, first, second, want) in [
             ("all ready", plain.clone(), plain.clone(), (0, 0, 0)),
-            ("ready before a probe", provider(Ready, &[Ready], &[Probe, Ready]), plain.clone(), (0, 0, 1)),
+            ("a probe in its turn", provider(Ready, &[Ready], &[Probe, Ready]), plain.clone(), (0, 0, 0)),
+            ("and only then", provider(Ready, &[Ready], &[Ready, Probe]), plain.clone(), (0, 0, 0)),
             ("a probe before the next route", provider(Probe, &[Ready], &[Ready]), plain.clone(), (0, 0, 0)),
             ("probes in order", provider(Ready, &[Probe; 2], &[Probe; 2]), plain.clone(), (0, 0, 0)),
             ("a key that cools", provider(Ready, &[soon, Ready], &[Ready]), plain.clone(), (0, 1, 0)),

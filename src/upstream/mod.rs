@@ -47,7 +47,15 @@ pub struct Underway {
     key: usize,
     peer: SocketAddr,
     began: Instant,
-    told: bool,
+    told: Told,
+}
+
+/// What was said of an attempt. One that was served may fail all the same: its answer breaks off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Answered,
+    Failed,
 }
 
 /// The providers of a config; what was learned under the one before stays with those that stay.
@@ -146,7 +154,7 @@ impl Upstream {
         if let Some(breaker) = lock(&self.breakers).get_mut(&peer) {
             breaker.begin(now);
         }
-        Underway { upstream: Arc::clone(self), key, peer, began: now, told: false }
+        Underway { upstream: Arc::clone(self), key, peer, began: now, told: Told::Nothing }
     }
 
     /// How each of its peers fares.
@@ -163,18 +171,17 @@ impl Upstream {
 }
 
 impl Underway {
-    /// The peer answered, and neither it nor the key is at fault for what it said.
+    /// The peer answered, and neither it nor the key is at fault for what it said. Said again, it changes nothing.
     pub fn served(&mut self, now: Instant) {
-        self.told = true;
-        if let Some(breaker) = lock(&self.upstream.breakers).get_mut(&self.peer) {
-            breaker.succeeded(self.began, now);
+        if self.told == Told::Nothing {
+            self.answered(now);
+            lock(&self.upstream.keys).succeeded(self.key, self.began);
         }
-        lock(&self.upstream.keys).succeeded(self.key, self.began);
     }
 
-    /// The peer is to blame, if nothing was said of the attempt before. `jitter`: a random number from 0 to 1.
+    /// The peer is to blame. `jitter`: a random number from 0 to 1.
     pub fn failed(&mut self, now: Instant, jitter: f64) {
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.told, Told::Failed) == Told::Failed {
             return;
         }
         let mut breakers = lock(&self.upstream.breakers);
@@ -200,7 +207,7 @@ impl Underway {
 
     /// The peer answered, whatever it said.
     pub fn answered(&mut self, now: Instant) {
-        self.told = true;
+        self.told = Told::Answered;
         if let Some(breaker) = lock(&self.upstream.breakers).get_mut(&self.peer) {
             breaker.succeeded(self.began, now);
         }
@@ -209,7 +216,7 @@ impl Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        if !self.told
+        if self.told == Told::Nothing
             && let Some(breaker) = lock(&self.upstream.breakers).get_mut(&self.peer)
         {
             breaker.abandoned(self.began);

@@ -7,6 +7,7 @@ mod support;
 mod bad_input;
 mod clients;
 mod demo;
+mod failover;
 mod faults;
 mod process;
 mod speech;

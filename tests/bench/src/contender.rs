@@ -99,16 +99,25 @@ impl Contender {
     pub async fn start(kind: Kind, rig: &Rig) -> io::Result<Self> {
         let contender = match kind {
             Kind::Direct => Self { kind, address: rig.provider, admin: None, state_dir: None, process: None },
-            Kind::Aulos => start_aulos(rig)?,
+            Kind::Aulos => start_aulos(rig, "")?,
             Kind::Bare => start_bare(rig)?,
             Kind::Nginx => {
                 start_configured(kind, rig, nginx_conf, &|conf| words(&["-p", ".", "-e", "stderr", "-c", conf]))?
             }
             Kind::Haproxy => start_configured(kind, rig, haproxy_conf, &|conf| words(&["-db", "-f", conf]))?,
         };
-        contender.hear(Speech::Small).await?;
-        contender.hear(Speech::Clip).await?;
-        Ok(contender)
+        contender.hear_all().await
+    }
+
+    /// The gateway, with `more` providers and models in its config.
+    pub async fn aulos_with(more: &str, rig: &Rig) -> io::Result<Self> {
+        start_aulos(rig, more)?.hear_all().await
+    }
+
+    async fn hear_all(self) -> io::Result<Self> {
+        self.hear(Speech::Small).await?;
+        self.hear(Speech::Clip).await?;
+        Ok(self)
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -141,11 +150,11 @@ impl Contender {
     }
 }
 
-fn start_aulos(rig: &Rig) -> io::Result<Contender> {
+fn start_aulos(rig: &Rig, more: &str) -> io::Result<Contender> {
     let conf = rig.file("aulos.toml");
     let state = rig.file("aulos-state");
     fs::create_dir_all(&state)?;
-    fs::write(&conf, aulos_conf(rig, &state.display().to_string()))?;
+    fs::write(&conf, aulos_conf(rig, &state.display().to_string()) + more)?;
     let process = launch(Kind::Aulos, rig)?
         .args(["run", "--config"])
         .args([&conf])

@@ -2,7 +2,7 @@
 
 use crate::client::{Connection, READ_BYTES};
 use crate::procfs;
-use crate::speech::Speech;
+use crate::speech::{CLIENT_KEY, Speech, post};
 use crate::stats;
 use crate::upload::Upload;
 use std::io;
@@ -28,6 +28,11 @@ impl Shot {
         Self { request: speech.request().into(), status: 200, body_bytes: speech.body_bytes() }
     }
 
+    /// Speech of another model than the one everybody asks for.
+    pub fn of_model(speech: Speech, model: &str) -> Self {
+        Self { request: post(CLIENT_KEY, "", speech.json_for(model).as_bytes()).into(), ..Self::of(speech) }
+    }
+
     /// The provider is sent `arriving`, which is for the proxy to make of `sent`.
     pub fn upload(sent: Upload, arriving: Upload) -> Self {
         Self { request: sent.request().into(), status: 200, body_bytes: arriving.receipt().len() }
@@ -48,7 +53,7 @@ pub struct Load {
 pub struct Run {
     latencies: Vec<u64>,
     /// Exchanges, of which one that an end of the run cuts in two counts in part.
-    served: f64,
+    pub served: f64,
     pub errors: u64,
     pub length: Duration,
     /// Processor time of the process watched.

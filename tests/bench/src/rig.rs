@@ -9,6 +9,8 @@ use std::process;
 
 /// Where the provider says how much of uploads it has read.
 pub const RECEIVED_PATH: &str = "/received";
+/// Where it says how many requests for speech it has had.
+pub const ASKED_PATH: &str = "/asked";
 
 /// Which core does what: the proxy has one to itself, where there are two.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,7 +50,7 @@ pub struct Rig {
     pub pins: Pins,
     /// Where the fake provider listens.
     pub provider: SocketAddr,
-    _provider: Child,
+    _provider: Provider,
     // Last: it goes when nothing writes into it any more.
     scratch: Scratch,
 }
@@ -58,19 +60,18 @@ impl Rig {
         let pins = Pins::find();
         pins.pin_self();
         let scratch = Scratch::make()?;
-        let program = child::sibling("upstream")
-            .ok_or_else(|| io::Error::other("no `upstream` beside this program: build the package with --bins"))?;
-        let process = Launch::new(program).core(pins.provider).start(&scratch.file("provider.log"))?;
-        let provider = process.line(listening)?;
-        Ok(Self { pins, provider, _provider: process, scratch })
+        let provider = Provider::start(&[], pins, &scratch.file("provider.log"))?;
+        Ok(Self { pins, provider: provider.address, _provider: provider, scratch })
+    }
+
+    /// One more provider, with arguments as `upstream` has them; the name is that of its log.
+    pub fn start_provider(&self, name: &str, args: &[String]) -> io::Result<Provider> {
+        Provider::start(args, self.pins, &self.file(&format!("{name}.log")))
     }
 
     /// Bytes of uploads that the provider has read by now, of all there ever were.
     pub async fn received(&self) -> io::Result<u64> {
-        let mut connection = Connection::open(self.provider).await?;
-        let request = format!("GET {RECEIVED_PATH} HTTP/1.1\r\nHost: bench.test\r\n\r\n");
-        let (_, count) = connection.fetch(request.as_bytes()).await?;
-        String::from_utf8_lossy(&count).parse().map_err(io::Error::other)
+        count(self.provider, RECEIVED_PATH).await
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -80,6 +81,33 @@ impl Rig {
     pub fn dir(&self) -> &Path {
         &self.scratch.0
     }
+}
+
+/// A fake provider, until this is dropped.
+pub struct Provider {
+    pub address: SocketAddr,
+    _process: Child,
+}
+
+impl Provider {
+    fn start(args: &[String], pins: Pins, log: &Path) -> io::Result<Self> {
+        let program = child::sibling("upstream")
+            .ok_or_else(|| io::Error::other("no `upstream` beside this program: build the package with --bins"))?;
+        let process = Launch::new(program).args(args).core(pins.provider).start(log)?;
+        Ok(Self { address: process.line(listening)?, _process: process })
+    }
+
+    /// Requests for speech that it has had.
+    pub async fn asked(&self) -> io::Result<u64> {
+        count(self.address, ASKED_PATH).await
+    }
+}
+
+async fn count(provider: SocketAddr, path: &str) -> io::Result<u64> {
+    let mut connection = Connection::open(provider).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: bench.test\r\n\r\n");
+    let (_, count) = connection.fetch(request.as_bytes()).await?;
+    String::from_utf8_lossy(&count).parse().map_err(io::Error::other)
 }
 
 /// The address in `listening on http://…`, which all our own programs print.

@@ -64,8 +64,13 @@ impl Speech {
     }
 
     pub fn json(self) -> String {
+        self.json_for("openai/tts-1")
+    }
+
+    /// Of another model than the one everybody asks for.
+    pub fn json_for(self, model: &str) -> String {
         let word = self.word();
-        format!(r#"{{"model":"openai/tts-1","input":"{word} talk, for the bench to hear","voice":"alloy"}}"#)
+        format!(r#"{{"model":"{model}","input":"{word} talk, for the bench to hear","voice":"alloy"}}"#)
     }
 
     pub fn request(self) -> Vec<u8> {

@@ -34,6 +34,16 @@ impl Received {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
+
+    /// What was sent is `body`, and its head says how long it is in one way.
+    pub(crate) fn is_exactly(&self, body: &[u8], label: &str) {
+        let at = self.body.iter().zip(body).position(|(got, want)| got != want);
+        assert!(self.body == body, "{label}: {} bytes for {}, other from {at:?} on", self.body.len(), body.len());
+        match self.header("transfer-encoding") {
+            Some(coding) => assert_eq!((coding, self.header("content-length")), ("chunked", None), "{label}"),
+            None => assert_eq!(self.header("content-length"), Some(body.len().to_string().as_str()), "{label}"),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -237,7 +247,15 @@ impl Vendor {
         S: Fn(Received, Wire) -> F + Send + Sync + 'static,
         F: Future<Output = Option<Wire>> + Send,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        Self::at(TcpListener::bind("127.0.0.1:0").await.expect("binds"), script)
+    }
+
+    /// The same, behind a listener of the story's own.
+    pub(crate) fn at<S, F>(listener: TcpListener, script: S) -> Self
+    where
+        S: Fn(Received, Wire) -> F + Send + Sync + 'static,
+        F: Future<Output = Option<Wire>> + Send,
+    {
         let port = listener.local_addr().expect("bound").port();
         let seen = Arc::new(Seen::default());
         let (script, keep) = (Arc::new(script), Arc::clone(&seen));

@@ -1,10 +1,16 @@
 //! A provider that speaks at once: HTTP/1.1, kept alive, on a loopback port of the system's choice, which it
 //! prints. What it says is chosen by the first word of the request's `input` (`aulos_bench::speech`). An upload it
 //! reads as fast as it comes, and answers with a receipt (`aulos_bench::upload`).
+//!
+//! ```text
+//! upstream [ADDRESS [FAILS_EVERY]]
+//! ```
+//!
+//! One in `FAILS_EVERY` requests for speech fails, with a 500 and a reset in turn. 0, as without it: none.
 
 use aulos_bench::framing::Body;
 use aulos_bench::head;
-use aulos_bench::rig::RECEIVED_PATH;
+use aulos_bench::rig::{ASKED_PATH, RECEIVED_PATH};
 use aulos_bench::speech::{ENDLESS_BYTES, Speech};
 use aulos_bench::upload::Receipt;
 use std::io;
@@ -27,6 +33,15 @@ struct Provider {
     answers: Answers,
     /// Bytes of uploads, of all connections together.
     received: AtomicU64,
+    /// Requests for speech, of all connections together.
+    asked: AtomicU64,
+    fails_every: u64,
+}
+
+/// What a provider does instead of what it is asked for.
+enum Fault {
+    Error,
+    Reset,
 }
 
 /// The answers, made once: one write each.
@@ -34,13 +49,17 @@ struct Answers {
     small: Vec<u8>,
     clip: Vec<u8>,
     endless_head: Vec<u8>,
+    error: Vec<u8>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let mut args = std::env::args().skip(1);
+    let listener = TcpListener::bind(args.next().as_deref().unwrap_or("127.0.0.1:0")).await?;
+    let fails_every = args.next().map_or(Ok(0), |every| every.parse()).map_err(io::Error::other)?;
     println!("listening on http://{}", listener.local_addr()?);
-    let provider = Arc::new(Provider { answers: Answers::new(), received: AtomicU64::new(0) });
+    let (received, asked) = (AtomicU64::new(0), AtomicU64::new(0));
+    let provider = Arc::new(Provider { answers: Answers::new(), received, asked, fails_every });
     loop {
         let (stream, _) = listener.accept().await?;
         let provider = Arc::clone(&provider);
@@ -60,21 +79,31 @@ impl Provider {
                 continue;
             }
             let end = body(&mut stream, &mut bytes, body_at).await?;
-            match Speech::asked(&bytes[body_at..end]) {
-                Some(Speech::Small) => stream.write_all(&answers.small).await?,
-                Some(Speech::Clip) => stream.write_all(&answers.clip).await?,
-                Some(Speech::Slow) => return endless(&mut stream, answers).await,
-                Some(Speech::Paced) => return paced(&mut stream, answers).await,
-                Some(Speech::Reset) => return stream.set_zero_linger(),
-                Some(Speech::Cut) => {
+            let speech = Speech::asked(&bytes[body_at..end]);
+            match (speech.and_then(|_| self.fault()), speech) {
+                (Some(Fault::Error), _) => stream.write_all(&answers.error).await?,
+                (Some(Fault::Reset), _) | (None, Some(Speech::Reset)) => return stream.set_zero_linger(),
+                (None, Some(Speech::Small)) => stream.write_all(&answers.small).await?,
+                (None, Some(Speech::Clip)) => stream.write_all(&answers.clip).await?,
+                (None, Some(Speech::Slow)) => return endless(&mut stream, answers).await,
+                (None, Some(Speech::Paced)) => return paced(&mut stream, answers).await,
+                (None, Some(Speech::Cut)) => {
                     stream.write_all(&answers.clip[..answers.clip.len() / 2]).await?;
                     return stream.set_zero_linger();
                 }
-                None => stream.write_all(&self.other(&bytes[..body_at])).await?,
+                (None, None) => stream.write_all(&self.other(&bytes[..body_at])).await?,
             }
             bytes.drain(..end);
         }
         Ok(())
+    }
+
+    /// Counts one request for speech, and says how it is to fail. None: it is not.
+    fn fault(&self) -> Option<Fault> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let failures = number.checked_div(self.fails_every)?;
+        let fails = number.is_multiple_of(self.fails_every);
+        fails.then_some(if failures.is_multiple_of(2) { Fault::Reset } else { Fault::Error })
     }
 
     /// Reads an upload to its end, keeps nothing of it, and gives the receipt.
@@ -101,11 +130,13 @@ impl Provider {
 
     /// To what is no speech.
     fn other(&self, head: &[u8]) -> Vec<u8> {
-        let path = head.split(|&byte| byte == b' ').nth(1);
-        if path == Some(RECEIVED_PATH.as_bytes()) {
-            return answer("text/plain", self.received.load(Ordering::Relaxed).to_string().as_bytes());
-        }
-        answer("application/json", br#"{"object":"list","data":[]}"#)
+        let path = head.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
+        let count = match path {
+            _ if path == RECEIVED_PATH.as_bytes() => &self.received,
+            _ if path == ASKED_PATH.as_bytes() => &self.asked,
+            _ => return answer("application/json", br#"{"object":"list","data":[]}"#),
+        };
+        answer("text/plain", count.load(Ordering::Relaxed).to_string().as_bytes())
     }
 }
 
@@ -116,6 +147,7 @@ impl Answers {
             small: whole(Speech::Small),
             clip: whole(Speech::Clip),
             endless_head: answer_head("audio/mpeg", ENDLESS_BYTES),
+            error: b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec(),
         }
     }
 }

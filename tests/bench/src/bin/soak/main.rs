@@ -1,14 +1,16 @@
 //! `make soak`: what only shows under pressure or after a while. Idle clients, slow heads, dear requests, a
-//! minute of mixed traffic of which a third is broken, uploads larger than the memory there is for them. By hand, on
-//! loopback, a few minutes; a table with a target in each row, and exit code 1 if one was missed.
+//! minute of mixed traffic of which a third is broken, uploads larger than the memory there is for them, providers
+//! that fail. By hand, on loopback, a few minutes; a table with a target in each row, and exit code 1 if one was missed.
 //!
 //! ```text
-//! soak [--bare] [idle] [slow-heads] [dear] [mixed] [uploads]      no figure named: all of them
+//! soak [--bare] [idle] [slow-heads] [dear] [mixed] [uploads] [failing]      no figure named: all
 //! ```
 //!
-//! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds.
+//! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds; it knows one
+//! provider, so that `failing` is not for it.
 
 mod amplify;
+mod failing;
 mod finding;
 mod gauge;
 mod idle;
@@ -26,8 +28,8 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const SOAK_MAX: Duration = Duration::from_secs(420);
-const FIGURES: [&str; 5] = ["idle", "slow-heads", "dear", "mixed", "uploads"];
+const SOAK_MAX: Duration = Duration::from_secs(480);
+const FIGURES: [&str; 6] = ["idle", "slow-heads", "dear", "mixed", "uploads", "failing"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -37,10 +39,16 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let kind = if flags.is_empty() { Kind::Aulos } else { Kind::Bare };
-    let chosen = FIGURES.into_iter().filter(|name| figures.is_empty() || figures.iter().any(|figure| figure == name));
-    let soak = tokio::time::timeout(SOAK_MAX, soak(kind, chosen.collect()));
+    let named = |name: &&str| figures.is_empty() || figures.iter().any(|figure| figure == name);
+    let chosen: Vec<_> =
+        FIGURES.into_iter().filter(named).filter(|name| kind == Kind::Aulos || *name != "failing").collect();
+    if chosen.is_empty() {
+        eprintln!("soak: bare Pingora knows one provider");
+        return ExitCode::FAILURE;
+    }
+    let soak = tokio::time::timeout(SOAK_MAX, soak(kind, chosen));
     let ended = tokio::select! {
-        ended = soak => ended.unwrap_or_else(|_| Err(io::Error::other("not done within seven minutes"))),
+        ended = soak => ended.unwrap_or_else(|_| Err(io::Error::other("not done within eight minutes"))),
         _ = tokio::signal::ctrl_c() => Err(io::Error::other("interrupted")),
     };
     match ended {
@@ -65,18 +73,25 @@ async fn soak(kind: Kind, figures: Vec<&str>) -> io::Result<bool> {
     let mut findings: Vec<Finding> = Vec::new();
     for figure in figures {
         eprintln!("{figure}");
-        // Each figure has a process of its own: none starts with what another has left behind.
-        let contender = Contender::start(kind, &rig).await?;
-        findings.extend(match figure {
-            "idle" => idle::run(&contender, files_max).await?,
-            "slow-heads" => slow_heads::run(&contender).await?,
-            "dear" => amplify::run(&contender).await?,
-            "mixed" => mixed::run(&contender, &rig).await?,
-            _ => uploads::run(contender, &rig).await?,
-        });
+        findings.extend(find(figure, kind, &rig, files_max).await?);
     }
     let mut table = Table::new(&["figure", "what", "measured", "target", ""]);
     findings.iter().for_each(|finding| table.row(finding.row()));
     print!("{}", table.render());
     Ok(findings.iter().all(Finding::holds))
+}
+
+/// Each figure has a process of its own: none starts with what another has left behind.
+async fn find(figure: &str, kind: Kind, rig: &Rig, files_max: u64) -> io::Result<Vec<Finding>> {
+    if figure == "failing" {
+        return failing::run(rig).await;
+    }
+    let contender = Contender::start(kind, rig).await?;
+    match figure {
+        "idle" => idle::run(&contender, files_max).await,
+        "slow-heads" => slow_heads::run(&contender).await,
+        "dear" => amplify::run(&contender).await,
+        "mixed" => mixed::run(&contender, rig).await,
+        _ => uploads::run(contender, rig).await,
+    }
 }

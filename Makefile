@@ -22,7 +22,7 @@ bench:
 	cargo build --release --locked --workspace --bins
 	PATH="$$PATH:/usr/sbin:/sbin" target/release/bench
 
-# The timed and long figures: slow clients, uploads, mixed faults, memory. A few minutes, on loopback.
+# The timed and long figures: slow clients, uploads, failing providers, mixed faults, memory. A few minutes, on loopback.
 soak:
 	deploy/setup build
 	cargo build --release --locked --workspace --bins

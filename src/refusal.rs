@@ -265,7 +265,7 @@ impl Refusal {
 
     /// Whether the client's request is at fault, and not a provider or the gateway.
     pub fn is_the_clients(&self) -> bool {
-        (400..500).contains(&self.status())
+        !matches!(self, Self::Provider { .. }) && (400..500).contains(&self.status())
     }
 
     /// Whether a credential is what was wrong. Such refusals are counted, and recorded only so often.

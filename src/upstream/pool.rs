@@ -128,6 +128,13 @@ impl Pool {
         if !self.backends.get_backend().is_empty() {
             return Ok(());
         }
+        // Names that could not be resolved are asked for again in the background; not by every request, which would
+        // wait for them each time.
+        if self.lookups.load(Ordering::Relaxed) > 0
+            && let Some((name, why)) = self.names.troubles().into_iter().next()
+        {
+            return Err(io::Error::other(format!("{name}: {why}")));
+        }
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("not resolved within {patience:?}"));
         timeout(patience, self.discover()).await.map_err(late)?
     }
@@ -311,10 +318,10 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_cannot_be_resolved_says_so_each_time() {
         let pool = pool("no..such.host", &[], Health::Tcp);
-        for round in 1..=2 {
+        for _ in 1..=2 {
             let error = pool.ready(PATIENCE).await.expect_err("no such host");
             assert!(error.to_string().starts_with("no..such.host:80: "), "{error}");
-            assert_eq!(pool.lookups.load(Ordering::Relaxed), round, "it may be there by now");
+            assert_eq!(pool.lookups.load(Ordering::Relaxed), 1, "it is asked for again in the background");
             assert!(pool.peers().is_empty() && pool.describe().is_empty());
         }
         let probed = pool.probe_now().await;

@@ -23,7 +23,7 @@ use crate::state::State;
 use crate::surface::Endpoint;
 use crate::units::printable;
 use crate::upstream::Underway;
-use crate::upstream::candidates::Candidate;
+use crate::upstream::candidates::{Blame, Candidate};
 use crate::wire::mask::Mask;
 use crate::wire::sse::Ends;
 
@@ -99,6 +99,15 @@ impl Admitted {
         let leg = attempt.and_then(|attempt| self.plan.routes.get(attempt.route)).unwrap_or(self.plan.first());
         let key = attempt.and_then(|attempt| leg.provider.keys.get(attempt.candidate?.key));
         Sent { leg, key }
+    }
+
+    /// The attempt under way failed, and this is to blame. What it has seen of the form is for the next one.
+    pub fn failed(&mut self, blame: Blame) {
+        let Some(attempt) = self.attempts.last() else { return };
+        self.body.learn(&attempt.editor);
+        if let Some(candidate) = attempt.candidate {
+            self.failures.failed(candidate, blame);
+        }
     }
 
     /// Whether the client was sent the last event of a stream of them.

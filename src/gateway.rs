@@ -1,5 +1,5 @@
 //! Pingora's phases, in the order a request meets them. Every phase calls a stage, or asks `failure` what an error
-//! means; none decides anything itself.
+//! means; none decides anything itself. What happens between an attempt and the next is in `attempts`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::Asks;
@@ -20,38 +20,27 @@ use crate::answer::{Answer, catalog};
 use crate::body::intake::Intake;
 use crate::body::read::Failed;
 use crate::body::replay::{self, Patience, Way};
-use crate::config::settings::{Provider, Timeouts};
 use crate::desk::Desk;
-use crate::exchange::{Admitted, Attempt, Exchange, Progress};
-use crate::failure::{
-    ended, internal, is_preferred, is_settled, length_unkept, mark_unwritten, preferred, reason, refused, root, told,
-    unsendable, was_answered, was_stale,
-};
+use crate::exchange::{Admitted, Exchange, Progress};
+use crate::failure::{ended, internal, preferred, refused, told, unsendable, was_answered};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
-use crate::stage::edit::{Editor, Place};
-use crate::stage::failover::{self, Meaning, Said};
 use crate::stage::inspect::{self, Media};
-use crate::stage::record::{Attempted, Client, PATH_BYTES_MAX, Peer, Request};
+use crate::stage::record::{Client, PATH_BYTES_MAX, Request};
 use crate::stage::stream::Sent;
 use crate::stage::{authenticate, h2, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint};
 use crate::units::printable;
-use crate::upstream::candidates::{Blame, Candidate};
 use crate::wire::head::METHOD_BYTES_MAX;
 use crate::wire::sse::Ends;
 
-/// An idle connection to a provider is closed before the provider is likely to.
-const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
+mod attempts;
+
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
 const DRAIN_BYTES_MAX: usize = 256 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 const USER_AGENT_BYTES_MAX: usize = 256;
-/// A body of so many bytes is taken by the socket, whatever the provider does.
-const SOCKET_BYTES: u64 = 16 * 1024;
-/// By how much Pingora's own read timeout is longer than ours.
-const READ_SLACK: Duration = Duration::from_secs(1);
 
 /// The proxy.
 pub struct Gateway {
@@ -317,28 +306,8 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
-        let exchange = &mut ctx.exchange;
-        self.resolve(exchange).await;
-        let state = Arc::clone(&exchange.state);
-        let Some(admitted) = exchange.admitted_mut() else { return Err(internal()) };
-        let now = Instant::now();
-        let Some(candidate) = admitted.failures.next(&state, &admitted.plan, now) else {
-            return Err(refused(admitted.failures.last_said().map_or(Refusal::UpstreamUnavailable, Said::refusal)));
-        };
-        let (route, upstream) = (candidate.route, failover::upstream(&state, &admitted.plan, candidate.route).0);
-        let attempt = Attempt {
-            underway: upstream.map(|upstream| upstream.begin(candidate.key, candidate.peer, now)),
-            candidate: Some(candidate),
-            ..attempt(admitted, route, Peer::Addr(candidate.peer), now)
-        };
-        admitted.attempts.push(attempt);
-        let Sent { leg, key } = admitted.sent();
-        let number = key.map(|_| candidate.key + 1);
-        let provider = Arc::clone(&leg.provider);
-        if let Some(attempt) = admitted.attempts.last_mut() {
-            attempt.log.key = number;
-        }
-        Ok(Box::new(peer(candidate.peer, &provider, &state.settings.timeouts, admitted.body.len)))
+        self.resolve(&mut ctx.exchange).await;
+        self.attempt(&mut ctx.exchange)
     }
 
     async fn connected_to_upstream(
@@ -443,7 +412,7 @@ impl ProxyHttp for Gateway {
         let Some(attempt) = exchange.attempt_mut() else { return Ok(None) };
         let is_substance = end || body.as_ref().is_some_and(|body| !body.is_empty());
         if let Some(underway) = attempt.underway.as_mut().filter(|_| is_substance) {
-            underway.served(Instant::now());
+            underway.served(Instant::now);
         }
         if let (Some(ends), Some(body)) = (&mut attempt.ends, &body) {
             ends.see(body);
@@ -465,10 +434,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.attempt_failed(&mut ctx.exchange, reason(&error));
-        self.blame(&mut ctx.exchange, Blame::Peer);
-        error.set_retry(self.may_go_on(session, &ctx.exchange));
-        self.count_failover(&ctx.exchange, &error);
+        self.unconnected(session, &mut ctx.exchange, &mut error);
         error
     }
 
@@ -480,45 +446,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
         reused: bool,
     ) -> Box<Error> {
+        // It has to be decided, whatever else is: Pingora panics on an error that leaves it open.
         error.retry.decide_reuse(reused);
-        mark_unwritten(&mut error, reused);
-        if was_answered(&error) || is_preferred(&error) {
-            error.set_retry(is_preferred(&error));
-            return error;
-        }
-        if is_awaiting(&error) && !session.is_body_done() {
-            // A provider that takes no more is told by its writing; this one only waits for a client that drips.
-            error = refused(Refusal::BodyTimeout);
-        }
-        if let Some(insert_at) = length_unkept(&error) {
-            return Self::put_model_in(session, &mut ctx.exchange, error, insert_at);
-        }
-        let is_ours = |refusal: &Refusal| refusal.is_the_clients() || *refusal == Refusal::Internal;
-        let is_theirs = root(&error).map(|refusal| !is_ours(refusal));
-        if !is_theirs.unwrap_or(*error.esource() == ErrorSource::Upstream) {
-            if let Some(refusal) = root(&error) {
-                note(&mut ctx.exchange, refusal.code());
-            }
-            error.set_retry(false);
-            return error;
-        }
-        self.attempt_failed(&mut ctx.exchange, reason(&error));
-        let attempt = ctx.exchange.attempt_mut();
-        let stale =
-            attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, Instant::now()));
-        let whole = session.is_body_done() && *error.etype() != ErrorType::WriteError;
-        let admitted = ctx.exchange.admitted_mut();
-        let stale = stale && admitted.is_some_and(|admitted| admitted.failures.may_repeat(&admitted.plan, whole));
-        let mut again = true;
-        if !stale && !is_settled(&error) {
-            self.blame(&mut ctx.exchange, if whole { Blame::Unanswered } else { Blame::Peer });
-            again = !(whole && ctx.exchange.admitted().is_some_and(|admitted| admitted.plan.at_most_once));
-        }
-        error.set_retry(again && !is_settled(&error) && self.may_go_on(session, &ctx.exchange));
-        if !stale {
-            self.count_failover(&ctx.exchange, &error);
-        }
-        error
+        self.judged(session, &mut ctx.exchange, error, reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
@@ -527,11 +457,9 @@ impl ProxyHttp for Gateway {
         }
         ctx.begun = answered(session);
         let refusal = if ctx.begun { None } else { told(error) };
-        // Where the last ones gave no answer, an earlier one is worth more to the client.
-        let said = ctx.exchange.admitted().and_then(|admitted| admitted.failures.last_said());
-        let refusal = refusal.map(|refusal| match said {
-            Some(said) if refusal.is_of_no_answer() => said.refusal(),
-            _ => refusal,
+        let refusal = refusal.map(|refusal| match ctx.exchange.admitted() {
+            Some(admitted) => admitted.failures.or_said(refusal),
+            None => refusal,
         });
         let error_code = refusal.as_ref().map_or(0, Refusal::status);
         if let Some(refusal) = refusal {
@@ -571,198 +499,6 @@ impl ProxyHttp for Gateway {
         // Pingora's line quotes what a provider sent, which may be our own credential. What failed is in the records
         // and in the log line of the attempt.
         true
-    }
-}
-
-impl Gateway {
-    /// Sees that the routes have addresses, up to the first one that has. Only the first requests of a provider wait.
-    async fn resolve(&self, exchange: &mut Exchange) {
-        let (state, id) = (Arc::clone(&exchange.state), exchange.id);
-        let patience = state.settings.timeouts.connect;
-        let Some(admitted) = exchange.admitted_mut() else { return };
-        for route in 0..admitted.plan.routes.len() {
-            let Some(upstream) = failover::upstream(&state, &admitted.plan, route).0 else { continue };
-            if !upstream.pool.is_empty() {
-                // Asking who is next takes a turn of the peers: it is done only where something has failed before.
-                let now = Instant::now();
-                let (failures, plan) = (&admitted.failures, &admitted.plan);
-                let is_reached = |candidate: Candidate| candidate.route <= route;
-                if failures.is_empty() || failures.next(&state, plan, now).is_some_and(is_reached) {
-                    return;
-                }
-                continue;
-            }
-            if admitted.failures.is_unresolved(route) {
-                continue;
-            }
-            let began = Instant::now();
-            let Err(error) = upstream.pool.ready(patience).await else { return };
-            let base = &admitted.plan.routes[route].provider.base_url;
-            log::warn!("{} could not be resolved: {error}, request {id}", base.host);
-            let mut attempt = attempt(admitted, route, Peer::Unresolved(base.authority()), began);
-            attempt.log.error = Some("dns");
-            self.desk.metrics.upstream_errors.with_label_values(&[attempt.log.provider.as_str(), "dns"]).inc();
-            admitted.attempts.push(attempt);
-            admitted.failures.unresolved(route);
-        }
-    }
-
-    /// Whether somebody else is asked instead of passing this answer on. What it says of peer and key is learned in
-    /// any case.
-    fn is_answered_elsewhere(&self, session: &Session, exchange: &mut Exchange, head: &ResponseHeader) -> bool {
-        let (status, now) = (head.status.as_u16(), Instant::now());
-        let said = Said::of(status, &head.headers, self.desk.now());
-        let Some(admitted) = exchange.admitted_mut() else { return false };
-        let lacks = admitted.sent().leg.provider.kind.lacks_model(status);
-        let meaning = Meaning::of(status, lacks);
-        let Some(attempt) = admitted.attempts.last_mut() else { return false };
-        if let Some(underway) = &mut attempt.underway {
-            match meaning {
-                // A success counts with the first bytes behind it.
-                Meaning::Final if head.status.is_success() => {}
-                Meaning::Final => underway.served(now),
-                Meaning::Deployment => underway.answered(now),
-                // It waited for a client that is slow.
-                Meaning::Peer if status == 408 => underway.answered(now),
-                Meaning::Peer => underway.failed(now, self.desk.jitter()),
-                Meaning::Limited => underway.limited(said.retry_after, now),
-                Meaning::Refused => underway.refused(now),
-            }
-        }
-        let (Some(blame), Some(candidate)) = (meaning.blame(), attempt.candidate) else { return false };
-        let provider = attempt.log.provider.clone();
-        admitted.body.learn(&attempt.editor);
-        admitted.failures.failed(candidate, blame);
-        if !self.may_go_on(session, exchange) {
-            return false;
-        }
-        self.desk.metrics.failovers.with_label_values(&[provider.as_str(), label(meaning)]).inc();
-        if let Some(admitted) = exchange.admitted_mut() {
-            admitted.failures.said(said);
-        }
-        true
-    }
-
-    /// A request goes on after an attempt without an answer.
-    fn count_failover(&self, exchange: &Exchange, error: &Error) {
-        if let Some(provider) = exchange.admitted().map(|admitted| &admitted.sent().leg.provider.name)
-            && error.retry()
-        {
-            self.desk.metrics.failovers.with_label_values(&[provider.as_str(), reason(error)]).inc();
-        }
-    }
-
-    /// An attempt failed without an answer, and this is to blame.
-    fn blame(&self, exchange: &mut Exchange, blame: Blame) {
-        let Some(admitted) = exchange.admitted_mut() else { return };
-        let Some(attempt) = admitted.attempts.last_mut() else { return };
-        if let Some(underway) = &mut attempt.underway {
-            underway.failed(Instant::now(), self.desk.jitter());
-        }
-        admitted.body.learn(&attempt.editor);
-        if let Some(candidate) = attempt.candidate {
-            admitted.failures.failed(candidate, blame);
-        }
-    }
-
-    /// Whether one more attempt may be made: the request can be sent again, and neither attempts nor time nor candidates
-    /// are used up.
-    fn may_go_on(&self, session: &Session, exchange: &Exchange) -> bool {
-        let Some(admitted) = exchange.admitted() else { return false };
-        let (failover, now) = (&exchange.state.settings.failover, Instant::now());
-        can_send_again(session)
-            && admitted.failures.count() < failover.max_attempts
-            && now.saturating_duration_since(exchange.arrived) < failover.total
-            && admitted.failures.may_go_on(&exchange.state, &admitted.plan, now)
-    }
-
-    /// A form that was thought to name its model does not: it is sent again with one, where it was kept.
-    fn put_model_in(session: &Session, exchange: &mut Exchange, mut error: Box<Error>, insert_at: u64) -> Box<Error> {
-        note(exchange, "model_absent");
-        let again = can_send_again(session);
-        let Some(admitted) = exchange.admitted_mut().filter(|_| again) else { return refused(Refusal::SpoolFull) };
-        admitted.body.model = Place::Absent { insert_at };
-        error.set_retry(true);
-        error
-    }
-
-    fn attempt_failed(&self, exchange: &mut Exchange, reason: &'static str) {
-        let id = exchange.id;
-        let Some(attempt) = exchange.attempt_mut().filter(|attempt| attempt.log.error.is_none()) else { return };
-        attempt.log.error = Some(reason);
-        let Attempted { provider, peer, .. } = &attempt.log;
-        log::warn!("{provider} at {peer}: {reason}, request {id}");
-        self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
-    }
-}
-
-/// A fresh attempt at a route.
-fn attempt(admitted: &Admitted, route: usize, peer: Peer, began: Instant) -> Attempt {
-    let leg = admitted.plan.routes.get(route).unwrap_or(admitted.plan.first());
-    let log = Attempted {
-        provider: leg.provider.name.clone(),
-        model: leg.provider_model.clone(),
-        peer,
-        key: None,
-        status: None,
-        error: None,
-        connect_ms: None,
-        ttfb_ms: None,
-        reused: false,
-    };
-    let editor = Editor::new(&admitted.call, leg.body_model(), &admitted.body);
-    Attempt {
-        began,
-        connected: None,
-        route,
-        candidate: None,
-        underway: None,
-        editor,
-        masks: Vec::new(),
-        ends: None,
-        interim: 0,
-        log,
-    }
-}
-
-/// The peer as Pingora connects to it.
-fn peer(addr: std::net::SocketAddr, provider: &Provider, timeouts: &Timeouts, body_len: Option<u64>) -> HttpPeer {
-    let mut peer = HttpPeer::new(addr, provider.base_url.tls, provider.base_url.host.clone());
-    peer.options.connection_timeout = Some(timeouts.connect);
-    peer.options.total_connection_timeout = Some(timeouts.connect);
-    peer.options.write_timeout = Some(timeouts.idle);
-    peer.options.idle_timeout = Some(UPSTREAM_IDLE);
-    if body_len.is_none_or(|len| len > SOCKET_BYTES) {
-        // Ours ring before it: it is for a provider that takes no more of an upload, where nobody asks the wrapper.
-        peer.options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + READ_SLACK);
-    }
-    peer
-}
-
-fn label(meaning: Meaning) -> &'static str {
-    match meaning {
-        Meaning::Final => "none",
-        Meaning::Peer => "status",
-        Meaning::Limited => "limited",
-        Meaning::Refused => "refused",
-        Meaning::Deployment => "deployment",
-    }
-}
-
-/// Whether nothing of an answer has gone out, and the body is still here.
-fn can_send_again(session: &Session) -> bool {
-    !answered(session) && !session.as_ref().retry_buffer_truncated()
-}
-
-/// Whether Pingora gave up waiting for an answer.
-fn is_awaiting(error: &Error) -> bool {
-    *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout
-}
-
-/// An attempt ended, and not for anything the provider did.
-fn note(exchange: &mut Exchange, reason: &'static str) {
-    if let Some(attempt) = exchange.attempt_mut() {
-        attempt.log.error.get_or_insert(reason);
     }
 }
 

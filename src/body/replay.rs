@@ -65,24 +65,10 @@ pub struct Way(Arc<Mutex<Option<Box<ServerSession>>>>);
 
 /// Puts a wrapper around `session`, whose body has been read up to the end of `intake`.
 pub fn wrap(session: &mut Box<ServerSession>, intake: Intake, patience: Patience, stopping: ShutdownWatch) -> Way {
-    let way = Way::default();
     let mut inner = std::mem::replace(session, placeholder());
     let empty = intake.is_empty() && inner.is_body_done();
-    let replay = Replay {
-        inner: Some(inner),
-        intake,
-        empty,
-        position: 0,
-        pieces: 0,
-        underway: Arc::default(),
-        ended: false,
-        patience,
-        waiting: Waiting::Nobody,
-        held: None,
-        alarm: None,
-        stopping,
-        way: way.clone(),
-    };
+    let replay = Replay::new(inner, intake, empty, patience, stopping);
+    let way = replay.way.clone();
     **session = ServerSession::new_custom(Box::new(replay));
     way
 }
@@ -220,6 +206,30 @@ impl Drop for Replay {
 }
 
 impl Replay {
+    fn new(
+        inner: Box<ServerSession>,
+        intake: Intake,
+        empty: bool,
+        patience: Patience,
+        stopping: ShutdownWatch,
+    ) -> Self {
+        Self {
+            inner: Some(inner),
+            intake,
+            empty,
+            position: 0,
+            pieces: 0,
+            underway: Arc::default(),
+            ended: false,
+            patience,
+            waiting: Waiting::Nobody,
+            held: None,
+            alarm: None,
+            stopping,
+            way: Way::default(),
+        }
+    }
+
     #[expect(clippy::expect_used, reason = "only `Drop` takes the session out")]
     fn inner(&self) -> &ServerSession {
         self.inner.as_ref().expect("the wrapped session is there until the wrapper is dropped")
@@ -553,21 +563,8 @@ mod tests {
     /// A wrapper that holds heads back, or does not.
     fn replay(hold_200: bool) -> Replay {
         let patience = Patience { first_byte: Duration::MAX, idle: Duration::MAX, hold_200 };
-        Replay {
-            inner: Some(placeholder()),
-            intake: Intake::whole(Bytes::new()),
-            empty: true,
-            position: 0,
-            pieces: 0,
-            underway: Arc::default(),
-            ended: false,
-            patience,
-            waiting: Waiting::Nobody,
-            held: None,
-            alarm: None,
-            stopping: tokio::sync::watch::channel(false).1,
-            way: Way::default(),
-        }
+        let stopping = tokio::sync::watch::channel(false).1;
+        Replay::new(placeholder(), Intake::whole(Bytes::new()), true, patience, stopping)
     }
 
     fn task(written: &str) -> HttpTask {

@@ -8,7 +8,7 @@
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{Provider, Target, scheme};
+use super::{Provider, Target, openai_path, scheme};
 use crate::surface::Endpoint;
 use crate::units::Secret;
 
@@ -31,28 +31,20 @@ impl Provider for Azure {
     }
 
     fn target(&self, endpoint: Endpoint, model: &str, api_version: Option<&str>) -> Option<Target> {
-        let suffix = match endpoint {
-            Endpoint::Speech => "audio/speech",
-            Endpoint::Transcription => "audio/transcriptions",
-            Endpoint::Translation => "audio/translations",
-            Endpoint::Chat => "chat/completions",
-            _ => return None,
-        };
+        let suffix = openai_path(endpoint)?;
         let query = |version| ("api-version", Some(utf8_percent_encode(version, VALUE).to_string()));
         Some(match api_version {
             None | Some("v1") => {
                 // The parameter of the other style would choose that one again.
                 let query = Some(("api-version", None));
-                Target { path: format!("/openai/v1/{suffix}").into(), query, names_model: false }
+                Target { path: format!("/openai/v1{suffix}").into(), query, names_model: false }
             }
-            Some("preview") => Target {
-                path: format!("/openai/v1/{suffix}").into(),
-                query: Some(query("preview")),
-                names_model: false,
-            },
+            Some("preview") => {
+                Target { path: format!("/openai/v1{suffix}").into(), query: Some(query("preview")), names_model: false }
+            }
             Some(version) => {
                 let deployment = utf8_percent_encode(model, SEGMENT);
-                let path = format!("/openai/deployments/{deployment}/{suffix}");
+                let path = format!("/openai/deployments/{deployment}{suffix}");
                 Target { path: path.into(), query: Some(query(version)), names_model: true }
             }
         })

@@ -66,6 +66,17 @@ pub fn by_kind(kind: &str) -> Option<&'static dyn Provider> {
     ALL.iter().copied().find(|provider| provider.kind() == kind)
 }
 
+/// The path of an endpoint as OpenAI spells it, and everybody after it.
+fn openai_path(endpoint: Endpoint) -> Option<&'static str> {
+    match endpoint {
+        Endpoint::Speech => Some("/audio/speech"),
+        Endpoint::Transcription => Some("/audio/transcriptions"),
+        Endpoint::Translation => Some("/audio/translations"),
+        Endpoint::Chat => Some("/chat/completions"),
+        _ => None,
+    }
+}
+
 /// `scheme key` as a header value that no `Debug` prints.
 fn scheme(scheme: &str, key: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("{scheme}{}", key.expose())).ok()?;

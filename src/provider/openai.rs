@@ -4,7 +4,7 @@
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::{Provider, Target, scheme};
+use super::{Provider, Target, openai_path, scheme};
 use crate::surface::Endpoint;
 use crate::units::Secret;
 
@@ -21,14 +21,7 @@ impl Provider for OpenAi {
     }
 
     fn target(&self, endpoint: Endpoint, _: &str, _: Option<&str>) -> Option<Target> {
-        let path = match endpoint {
-            Endpoint::Speech => "/audio/speech",
-            Endpoint::Transcription => "/audio/transcriptions",
-            Endpoint::Translation => "/audio/translations",
-            Endpoint::Chat => "/chat/completions",
-            _ => return None,
-        };
-        Some(Target { path: path.into(), query: None, names_model: false })
+        Some(Target { path: openai_path(endpoint)?.into(), query: None, names_model: false })
     }
 
     fn probe(&self) -> &'static str {

@@ -61,6 +61,17 @@ impl Meaning {
         }
     }
 
+    /// What it is called in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Final => "none",
+            Self::Peer => "status",
+            Self::Limited => "limited",
+            Self::Refused => "refused",
+            Self::Deployment => "deployment",
+        }
+    }
+
     /// What is to blame, where it is not the answer.
     pub fn blame(self) -> Option<Blame> {
         match self {
@@ -126,8 +137,12 @@ impl Failures {
         self.said = Some(said);
     }
 
-    pub fn last_said(&self) -> Option<&Said> {
-        self.said.as_ref()
+    /// What the client is told: where the last ones gave no answer, an earlier one is worth more to it.
+    pub fn or_said(&self, refusal: Refusal) -> Refusal {
+        match &self.said {
+            Some(said) if refusal.is_of_no_answer() => said.refusal(),
+            _ => refusal,
+        }
     }
 
     /// The candidate to try next. `None`: there is none.
@@ -137,24 +152,15 @@ impl Failures {
 
     /// Whether there may be one. Providers whose names nobody has asked for yet count.
     pub fn may_go_on(&self, state: &State, plan: &Plan, now: Instant) -> bool {
-        let unasked = |route: &usize| !self.is_unresolved(*route) && upstream(state, plan, *route).pool_is_empty();
+        let is_empty = |route| upstream(state, plan, route).is_some_and(|upstream| upstream.pool.is_empty());
+        let unasked = |route: &usize| !self.is_unresolved(*route) && is_empty(*route);
         self.next(state, plan, now).is_some() || (0..plan.routes.len()).any(|route| unasked(&route))
     }
 }
 
 /// What is known of the provider of a route.
-pub fn upstream(state: &State, plan: &Plan, route: usize) -> Known {
-    let name = plan.routes.get(route).map(|leg| leg.provider.name.as_str()).unwrap_or_default();
-    Known(state.upstreams.get(name).cloned())
-}
-
-/// A provider, if it is one of the config: it always is.
-pub struct Known(pub Option<Arc<Upstream>>);
-
-impl Known {
-    fn pool_is_empty(&self) -> bool {
-        self.0.as_ref().is_some_and(|upstream| upstream.pool.is_empty())
-    }
+pub fn upstream<'s>(state: &'s State, plan: &Plan, route: usize) -> Option<&'s Arc<Upstream>> {
+    state.upstreams.get(&plan.routes.get(route)?.provider.name)
 }
 
 /// The ways of a plan, as they stand now.
@@ -180,12 +186,72 @@ impl View for Ways<'_> {
     }
 
     fn keys(&self, route: usize) -> impl Iterator<Item = (usize, Standing)> {
-        let keys = upstream(self.state, self.plan, route).0.map(|upstream| upstream.keys(self.now));
+        let keys = upstream(self.state, self.plan, route).map(|upstream| upstream.keys(self.now));
         keys.unwrap_or_default().into_iter()
     }
 
     fn peers(&self, route: usize) -> impl Iterator<Item = (SocketAddr, Standing)> {
-        let peers = upstream(self.state, self.plan, route).0.map(|upstream| upstream.peers(self.now));
+        let peers = upstream(self.state, self.plan, route).map(|upstream| upstream.peers(self.now));
         peers.unwrap_or_default().into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_says_what_is_to_blame() {
+        for (status, lacks_model, want) in [
+            (200, false, Meaning::Final),
+            (400, false, Meaning::Final),
+            (401, false, Meaning::Refused),
+            (402, false, Meaning::Refused),
+            (403, false, Meaning::Refused),
+            (404, true, Meaning::Deployment),
+            (404, false, Meaning::Final),
+            (408, false, Meaning::Peer),
+            (422, false, Meaning::Final),
+            (429, false, Meaning::Limited),
+            (500, false, Meaning::Peer),
+            (529, false, Meaning::Peer),
+        ] {
+            assert_eq!(Meaning::of(status, lacks_model), want, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_answer_is_told_only_where_there_is_no_later_one() {
+        let mut headers = HeaderMap::new();
+        headers.insert("retry-after", http::HeaderValue::from_static("7"));
+        let mut failures = Failures::default();
+        assert_eq!(failures.or_said(Refusal::UpstreamTimeout), Refusal::UpstreamTimeout, "nobody answered");
+        failures.said(Said::of(429, &headers, Timestamp::UNIX_EPOCH));
+        let limited = Refusal::Provider { status: 429, retry_after: Some(Duration::from_secs(7)) };
+        for (last, want) in [
+            (Refusal::UpstreamUnavailable, limited.clone()),
+            (Refusal::UpstreamTimeout, limited),
+            (Refusal::ProviderAuth, Refusal::ProviderAuth),
+            (Refusal::BodyTimeout, Refusal::BodyTimeout),
+        ] {
+            assert_eq!(failures.or_said(last.clone()), want, "{last:?}");
+        }
+        headers.insert("retry-after-ms", http::HeaderValue::from_static("1500"));
+        let said = Said::of(503, &headers, Timestamp::UNIX_EPOCH);
+        assert_eq!(said.retry_after, Some(Duration::from_millis(1500)), "the finer one counts");
+        failures.said(Said::of(401, &HeaderMap::new(), Timestamp::UNIX_EPOCH));
+        assert_eq!(failures.or_said(Refusal::UpstreamTls), Refusal::ProviderAuth);
+    }
+
+    #[test]
+    fn a_dead_connection_is_replaced_once_and_not_where_it_may_have_been_alive() {
+        let plan = |at_most_once| Plan { model: "m".into(), routes: Vec::new(), at_most_once };
+        for (at_most_once, whole, want) in
+            [(false, true, true), (false, false, true), (true, false, true), (true, true, false)]
+        {
+            let mut failures = Failures::default();
+            assert_eq!(failures.may_repeat(&plan(at_most_once), whole), want, "{at_most_once} {whole}");
+            assert!(!failures.may_repeat(&plan(at_most_once), whole), "only once");
+        }
     }
 }

@@ -172,9 +172,9 @@ impl Upstream {
 
 impl Underway {
     /// The peer answered, and neither it nor the key is at fault for what it said. Said again, it changes nothing.
-    pub fn served(&mut self, now: Instant) {
+    pub fn served(&mut self, now: impl FnOnce() -> Instant) {
         if self.told == Told::Nothing {
-            self.answered(now);
+            self.answered(now());
             lock(&self.upstream.keys).succeeded(self.key, self.began);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{TEXT, ask, holding, is_exactly, last, transcriber};
+use super::{TEXT, ask, holding, last, transcriber};
 use crate::support::form::{Form, Framing, TRANSCRIBE, small};
 use crate::support::{Conf, Gateway, Vendor};
 
@@ -165,7 +165,7 @@ async fn granularities_are_forwarded_as_they_are_and_recorded() {
         };
         for framing in Framing::BOTH {
             let answer = ask(&gateway, framing, TRANSCRIBE, &form("openai/whisper-1")).await;
-            is_exactly(&last(&vendor), &form("whisper-1"), &format!("{fields:?}"));
+            last(&vendor).is_exactly(&form("whisper-1"), &format!("{fields:?}"));
             let usage = gateway.record_of("usage", &answer).await;
             assert_eq!(
                 (&usage["timestamp_granularities"], &usage["format"]),
@@ -196,7 +196,7 @@ async fn what_we_do_not_know_passes_as_it_is() {
     for framing in Framing::BOTH {
         let answer = ask(&gateway, framing, TRANSCRIBE, &form("openai/whisper-1")).await;
         assert_eq!(answer.status, 200, "{answer:?}");
-        is_exactly(&last(&vendor), &form("whisper-1"), &format!("{framing:?}"));
+        last(&vendor).is_exactly(&form("whisper-1"), &format!("{framing:?}"));
         let usage = gateway.record_of("usage", &answer).await;
         assert_eq!((&usage["stream"], &usage["file_bytes"]), (&json!(false), &json!(104)), "{usage}");
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{TEXT, ask, is_exactly, is_heard, last, transcriber};
+use super::{TEXT, ask, is_heard, last, transcriber};
 use crate::support::client::post;
 use crate::support::form::{Form, Framing, TRANSCRIBE, noise, small};
 use crate::support::{Conf, Gateway, PROVIDER_KEY, Vendor};
@@ -49,7 +49,7 @@ async fn a_deployment_is_named_by_the_path_and_the_form_stays_as_it_is() {
                 is_heard(&answer, &label);
                 let sent = last(&vendor);
                 assert_eq!(sent.target, format!("{deployment}/audio/{op}?{query}{VERSION}"), "{label}");
-                is_exactly(&sent, &form, &label);
+                sent.is_exactly(&form, &label);
                 is_signed(&vendor, &label);
                 assert_eq!(answer.header("x-aulos-model"), Some("whisper eu"), "{label}");
             }
@@ -67,11 +67,11 @@ async fn a_deployment_needs_no_model_in_the_form() {
             let form = Form::new().file(noise(length)).close();
             let label = format!("{framing:?} {length}");
             is_heard(&ask(&gateway, framing, "/v1/audio/transcriptions?model=whisper-1", &form).await, &label);
-            is_exactly(&last(&vendor), &form, &label);
+            last(&vendor).is_exactly(&form, &label);
             let other = Form::new().file(noise(length)).field("model", "whatever").close();
             let target = "/openai/deployments/whisper-1/audio/transcriptions";
             is_heard(&ask(&gateway, framing, target, &other).await, &label);
-            is_exactly(&last(&vendor), &other, &label);
+            last(&vendor).is_exactly(&other, &label);
             let answer = ask(&gateway, framing, "/v1/audio/transcriptions?model=whisper-1", &other).await;
             assert_eq!(answer.refusal(), (400, "model_conflict".into()), "{label}");
         }
@@ -93,7 +93,7 @@ async fn the_v1_api_reads_the_deployment_in_the_form() {
                 is_heard(&ask(&gateway, framing, target, &form("whisper-1")).await, &label);
                 let sent = last(&vendor);
                 assert_eq!(sent.target, format!("/openai/v1/audio/transcriptions{want}"), "{label}");
-                is_exactly(&sent, &form("whisper eu"), &label);
+                sent.is_exactly(&form("whisper eu"), &label);
                 is_signed(&vendor, &label);
             }
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{TEXT, is_exactly, is_heard, last, transcriber};
+use super::{TEXT, is_heard, last, transcriber};
 use crate::support::client::find;
 use crate::support::form::dechunked;
 use crate::support::{Conf, Gateway, KEY};
@@ -125,7 +125,7 @@ async fn what_real_clients_send_arrives_byte_for_byte_however_it_is_cut() {
             }
             is_heard(&client.answer().await, &label);
             let sent = last(&vendor);
-            is_exactly(&sent, &want, &label);
+            sent.is_exactly(&want, &label);
             if !capture.is_chunked() {
                 assert_eq!(sent.header("transfer-encoding"), None, "{label}: its length was declared");
             }

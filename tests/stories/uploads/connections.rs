@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{MODELS, SOUND, ask, is_exactly, is_heard, last, transcriber};
+use super::{MODELS, SOUND, ask, is_heard, last, transcriber};
 use crate::support::form::{BOUNDARY, Form, Framing, TRANSCRIBE, head, noise, small};
 use crate::support::{Client, Conf, Gateway, KEY, Vendor, nobody_listens};
 
@@ -37,7 +37,7 @@ async fn a_form_in_chunks_of_a_byte_is_the_same_form() {
     let mut client = gateway.client().await;
     client.send([&head(TRANSCRIBE, &chunked.line(0))[..], &chunks, b"0\r\nX-Trailer: 1\r\n\r\n"].concat()).await;
     is_heard(&client.answer().await, "chunks of a byte");
-    is_exactly(&last(&vendor), &form("whisper-large"), "chunks of a byte");
+    last(&vendor).is_exactly(&form("whisper-large"), "chunks of a byte");
 }
 
 /// HTTP/1.0 knows neither chunks nor interim answers.

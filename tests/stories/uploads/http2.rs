@@ -5,7 +5,7 @@ use h2::Reason;
 use http::{Method, Request};
 use serde_json::json;
 
-use super::{MODELS, TEXT, healthy, is_exactly, last, transcriber};
+use super::{MODELS, TEXT, healthy, last, transcriber};
 use crate::support::form::{BOUNDARY, Form, TRANSCRIBE, noise};
 use crate::support::http2::{Begun, Http2, KNOWN, pour, request, spawn};
 use crate::support::{Answer, Conf, Gateway, Vendor, soon};
@@ -46,7 +46,7 @@ async fn uploads_over_http2_arrive_byte_for_byte() {
             let answer = ask(&mut client, length, body.clone()).await;
             is_heard(&answer, &label);
             let sent = last(&vendor);
-            is_exactly(&sent, &form(&sound, "whisper-large").close(), &label);
+            sent.is_exactly(&form(&sound, "whisper-large").close(), &label);
             assert!(length.is_none() || sent.header("content-length").is_some(), "{label}: it was declared");
             let usage = gateway.record_of("usage", &answer).await;
             assert_eq!(

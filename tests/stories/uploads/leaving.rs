@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::{SOUND, ask, healthy, is_exactly, is_heard, last, transcriber};
+use super::{SOUND, ask, healthy, is_heard, last, transcriber};
 use crate::support::form::{Form, Framing, TRANSCRIBE, head, noise};
 use crate::support::{Client, Conf, Gateway, Vendor};
 
@@ -226,7 +226,7 @@ async fn the_limit_itself_may_be_reached() {
     for framing in Framing::BOTH {
         let most = LIMIT - frame;
         is_heard(&ask(&gateway, framing, TRANSCRIBE, &form("openai/whisper-1", most)).await, &format!("{framing:?}"));
-        is_exactly(&last(&vendor), &form("whisper-1", most), &format!("{framing:?}"));
+        last(&vendor).is_exactly(&form("whisper-1", most), &format!("{framing:?}"));
         let answer = ask(&gateway, framing, TRANSCRIBE, &form("openai/whisper-1", most + 1)).await;
         assert_eq!(answer.status, 413, "{framing:?}");
     }

@@ -65,16 +65,6 @@ fn last(vendor: &Vendor) -> Received {
     vendor.requests().pop().expect("it was sent something")
 }
 
-/// What the vendor was sent is `body`, and its head says so in one way.
-fn is_exactly(sent: &Received, body: &[u8], label: &str) {
-    let at = sent.body.iter().zip(body).position(|(got, want)| got != want);
-    assert!(sent.body == body, "{label}: {} bytes for {}, other from {at:?} on", sent.body.len(), body.len());
-    match sent.header("transfer-encoding") {
-        Some(coding) => assert_eq!((coding, sent.header("content-length")), ("chunked", None), "{label}"),
-        None => assert_eq!(sent.header("content-length"), Some(body.len().to_string().as_str()), "{label}"),
-    }
-}
-
 /// A form that tells the vendor what to do, in the name of its model, and that leaves while it arrives.
 fn telling(model: &str) -> Vec<u8> {
     Form::new().field("model", model).file(&*SOUND).close()

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{MODELS, SHORT, SOUND, TEXT, ask, healthy, is_exactly, is_heard, last, transcriber};
+use super::{MODELS, SHORT, SOUND, TEXT, ask, healthy, is_heard, last, transcriber};
 use crate::support::form::{Form, Framing, TRANSCRIBE, head, noise, small};
 use crate::support::{Conf, Gateway, Vendor};
 
@@ -21,7 +21,7 @@ async fn a_model_behind_a_long_file_is_replaced_and_nothing_else() {
     for (n, framing) in Framing::BOTH.into_iter().enumerate() {
         let answer = ask(&gateway, framing, TRANSCRIBE, &form("short")).await;
         is_heard(&answer, &format!("{framing:?}"));
-        is_exactly(&last(&vendor), &form("whisper-large"), &format!("{framing:?}"));
+        last(&vendor).is_exactly(&form("whisper-large"), &format!("{framing:?}"));
         assert_eq!((vendor.requests().len(), vendor.connections()), (n + 1, 1), "asked once: {framing:?}");
         let usage = gateway.record_of("usage", &answer).await;
         assert_eq!((&usage["attempts"], &usage["file_bytes"]), (&json!(1), &json!(sound.len())), "{usage}");
@@ -45,7 +45,7 @@ async fn every_spelling_of_the_path_leads_to_the_same_place() {
             is_heard(&ask(&gateway, Framing::Declared, &target, &small("house")).await, &target);
             let sent = last(&vendor);
             assert_eq!(sent.target, format!("/v1/{endpoint}{query}"), "{target}");
-            is_exactly(&sent, &small("whisper-large"), &target);
+            sent.is_exactly(&small("whisper-large"), &target);
         }
     }
 }
@@ -91,7 +91,7 @@ async fn a_model_that_is_named_outside_is_said_in_the_form_as_the_provider_calls
                     let answer = client.answer().await;
                     is_heard(&answer, &label);
                     let sent = last(&vendor);
-                    is_exactly(&sent, &want, &label);
+                    sent.is_exactly(&want, &label);
                     assert!(!sent.target.contains("model"), "{label}: {}", sent.target);
                     assert!(!sent.headers.iter().any(|(name, _)| name.starts_with("x-aulos")), "{label}");
                     assert_eq!(answer.header("x-aulos-model"), Some(own), "{label}");
@@ -143,7 +143,7 @@ async fn the_model_of_a_deployment_path_wins_over_the_forms() {
             let label = format!("{target} {framing:?} {length}");
             let answer = ask(&gateway, framing, &target, &form("whatever")).await;
             is_heard(&answer, &label);
-            is_exactly(&last(&vendor), &form(own), &label);
+            last(&vendor).is_exactly(&form(own), &label);
             assert_eq!(gateway.record_of("usage", &answer).await["model_asked"], deployment, "{label}");
         }
     }
@@ -197,7 +197,7 @@ async fn a_long_form_that_needs_no_change_leaves_while_it_arrives() {
         let answer = client.answer().await;
         is_heard(&answer, label);
         assert_eq!((vendor.requests().len(), vendor.heads().len()), (1, attempts), "{label}: one is whole");
-        is_exactly(&last(&vendor), &want.map_or(body, Form::close), label);
+        last(&vendor).is_exactly(&want.map_or(body, Form::close), label);
         let usage = gateway.record_of("usage", &answer).await;
         assert_eq!((&usage["attempts"], &usage["end"]), (&json!(attempts), &json!("complete")), "{label}: {usage}");
         assert_eq!(usage["file_bytes"], SOUND.len(), "{label}: {usage}");
@@ -215,7 +215,7 @@ async fn a_model_is_put_into_a_long_form_that_may_not_be_sent_again() {
     client.send(Framing::Declared.request(TRANSCRIBE, "X-Aulos-Model: whisper-1\r\n", &form)).await;
     is_heard(&client.answer().await, "it has one in the end");
     assert_eq!((vendor.requests().len(), vendor.heads().len()), (1, 1));
-    is_exactly(&last(&vendor), &Form::new().file(&*SOUND).field("model", "whisper-1").close(), "put in");
+    last(&vendor).is_exactly(&Form::new().file(&*SOUND).field("model", "whisper-1").close(), "put in");
 }
 
 /// It left unread, and what was kept of it had to be given up.
@@ -267,6 +267,6 @@ async fn a_provider_is_chosen_by_prefix_header_or_alias() {
         let answer = client.answer().await;
         assert_eq!(answer.status, 200, "{model}: {answer:?}");
         assert_eq!(answer.body == TEXT, std::ptr::eq(vendor, &openai), "{model}");
-        is_exactly(&last(vendor), &small(own), model);
+        last(vendor).is_exactly(&small(own), model);
     }
 }

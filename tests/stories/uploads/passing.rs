@@ -1,6 +1,6 @@
 //! What may leave leaves at once; and clients that ask before they send.
 
-use super::{MODELS, SOUND, TEXT, healthy, is_exactly, is_heard, last, transcriber};
+use super::{MODELS, SOUND, TEXT, healthy, is_heard, last, transcriber};
 use crate::support::form::{Form, Framing, TRANSCRIBE, head, noise, small};
 use crate::support::{Conf, Gateway, Vendor};
 
@@ -23,7 +23,7 @@ async fn a_file_behind_its_model_leaves_while_it_arrives() {
             vendor.hears("THE BEGINNING").await;
             client.send([&framing.piece(rest), framing.end()].concat()).await;
             is_heard(&client.answer().await, label);
-            is_exactly(&last(&vendor), &form("whisper-1"), &format!("{label} {framing:?}"));
+            last(&vendor).is_exactly(&form("whisper-1"), &format!("{label} {framing:?}"));
         }
         assert_eq!(vendor.requests().len(), 2, "{label}");
         gateway.metric_is("aulos_spool_bytes", 0).await;
@@ -48,7 +48,7 @@ async fn a_form_in_chunks_leaves_while_it_arrives_if_its_model_is_named_outside(
         vendor.hears("THE BEGINNING").await;
         client.send([&chunked.piece(rest), chunked.end()].concat()).await;
         is_heard(&client.answer().await, label);
-        is_exactly(&last(&vendor), &want, label);
+        last(&vendor).is_exactly(&want, label);
     }
     assert_eq!(vendor.heads().len(), 2);
 }

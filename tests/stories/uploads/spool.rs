@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{MODELS, SOUND, TEXT, ask, healthy, is_exactly, is_heard, last, transcriber};
+use super::{MODELS, SOUND, TEXT, ask, healthy, is_heard, last, transcriber};
 use crate::support::form::{Form, Framing, TRANSCRIBE, head, noise};
 use crate::support::{Conf, Gateway, Vendor};
 
@@ -37,7 +37,7 @@ async fn an_upload_that_outgrows_its_memory_waits_in_a_file_without_a_name() {
         assert_eq!(vendor.requests().len(), vendor.heads().len(), "{framing:?}: nobody knows yet where it goes");
         client.send([&framing.piece(rest), framing.end()].concat()).await;
         is_heard(&client.answer().await, &format!("{framing:?}"));
-        is_exactly(&last(&vendor), &form("whisper-large"), &format!("{framing:?}"));
+        last(&vendor).is_exactly(&form("whisper-large"), &format!("{framing:?}"));
         is_empty(&gateway).await;
     }
 }
@@ -199,7 +199,7 @@ async fn what_is_sent_again_is_judged_to_its_end() {
         match want {
             Ok((want, attempts)) => {
                 is_heard(&answer, label);
-                is_exactly(&last(&vendor), &want.close(), label);
+                last(&vendor).is_exactly(&want.close(), label);
                 assert_eq!(answer.header("x-aulos-attempts"), Some(attempts), "{label}");
             }
             Err(code) => {

@@ -482,6 +482,12 @@ impl ProxyHttp for Gateway {
         if !answered(session) {
             exchange.status = None;
         }
+        if error.is_none()
+            && let Some(underway) = exchange.attempt_mut().and_then(|attempt| attempt.underway.as_mut())
+        {
+            // An answer without a body has no first bytes to count with.
+            underway.served(Instant::now);
+        }
         let audited = !exchange.is_a_strangers() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
         if (error.is_none_or(was_answered) || ctx.told) && !session.is_body_done() {

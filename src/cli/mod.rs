@@ -13,6 +13,7 @@ use crate::upstream;
 mod demo;
 mod keys;
 mod route;
+mod standing;
 
 /// An edge gateway for speech: one address, one key and one API in front of every speech provider.
 #[derive(Debug, Parser)]

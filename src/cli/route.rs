@@ -1,4 +1,5 @@
-//! `aulos route`: the stages of one request, dry. The same functions decide as when it is served.
+//! `aulos route`: the stages of one request, dry. The same functions decide as when it is served; how the providers
+//! fare is asked of the service that runs with the config, if one does.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use jiff::Timestamp;
 
+use super::standing::Standings;
 use super::{Config, Failed, WithoutSecrets, load};
 use crate::config::settings::Key;
 use crate::refusal::Refusal;
@@ -48,7 +50,8 @@ pub(super) struct Route {
 
 pub(super) fn route(args: &Route) -> Result<(), Failed> {
     let state = State::new(load(&args.config, &WithoutSecrets)?, true);
-    let lines = explain(&state, args, Timestamp::now()).map_err(Failed::Arguments)?;
+    let standings = Standings::ask(state.settings.server.admin);
+    let lines = explain(&state, args, &standings, Timestamp::now()).map_err(Failed::Arguments)?;
     lines.said.iter().for_each(|(step, what)| println!("{step:<9} {what}"));
     match lines.refusal {
         None => Ok(()),
@@ -64,13 +67,13 @@ struct Lines {
 }
 
 /// An error is about the arguments. `now` is what a key's expiry is read by.
-fn explain(state: &State, args: &Route, now: Timestamp) -> Result<Lines, String> {
+fn explain(state: &State, args: &Route, standings: &Standings, now: Timestamp) -> Result<Lines, String> {
     let uri: Uri = args.path.parse().map_err(|_| format!("`{}` is no path: it begins with `/`", args.path))?;
     let method: Method = args.method.parse().map_err(|error| format!("{}: {error}", args.method))?;
     let headers = headers(args)?;
     let key = key(state, args)?;
     let mut lines = Lines::default();
-    let request = Dry { state, uri: &uri, method: &method, headers: &headers, key: &key, now, args };
+    let request = Dry { state, uri: &uri, method: &method, headers: &headers, key: &key, now, args, standings };
     if let Err(refusal) = request.follow(&mut lines.said) {
         lines.said.push(("refused", format!("{} {}: {refusal}", refusal.status(), refusal.code())));
         lines.refusal = Some(refusal);
@@ -86,6 +89,7 @@ struct Dry<'d> {
     key: &'d Arc<Key>,
     now: Timestamp,
     args: &'d Route,
+    standings: &'d Standings,
 }
 
 impl Dry<'_> {
@@ -155,6 +159,7 @@ impl Dry<'_> {
             let target = rewrite::target(&base.path, &leg.target, self.uri.query());
             let (provider, model) = (&leg.provider.name, &leg.provider_model);
             said.push(("candidate", format!("{n}. {provider}/{model} at {scheme}://{}{target}", base.authority())));
+            said.extend(self.standings.of(provider));
         }
         let mut plan = plan;
         plan.keep_able(self.state, call)?;
@@ -260,7 +265,8 @@ mod tests {
 
     fn told(args: &Route) -> (String, Option<&'static str>) {
         let now = "2026-11-20T12:00:00Z".parse().expect("a time");
-        let lines = explain(&testing::state(CONFIG), args, now).expect("the arguments are fine");
+        let unknown = Standings::Unknown("nobody was asked".to_owned());
+        let lines = explain(&testing::state(CONFIG), args, &unknown, now).expect("the arguments are fine");
         let said: Vec<_> = lines.said.iter().map(|(step, what)| format!("{step}: {what}")).collect();
         (said.join("\n"), lines.refusal.map(|refusal| refusal.code()))
     }
@@ -274,6 +280,7 @@ mod tests {
             "access: not judged without --key",
             "`tts-1` is an alias of `tts-fast`",
             "1. openai/gpt-4o-mini-tts at https://api.openai.com/v1/audio/speech",
+            "health: not known, nobody was asked",
             "body: gets \"gpt-4o-mini-tts\"",
         ] {
             assert!(said.contains(fragment), "{fragment} in\n{said}");

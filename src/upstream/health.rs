@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,11 @@ impl PartialEq for Health {
 
 /// What is known of each peer besides whether it is well, which the load balancer knows.
 #[derive(Default)]
-pub(super) struct History(Mutex<HashMap<SocketAddr, Seen>>);
+pub(super) struct History {
+    seen: Mutex<HashMap<SocketAddr, Seen>>,
+    /// How many are taken for ill because they were before a reload: most often none, and then no request has to look.
+    inherited: AtomicUsize,
+}
 
 /// What probes have seen of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,17 +75,30 @@ pub(super) struct Seen {
     pub(super) since: Instant,
     /// What came of the last probe.
     pub(super) last: Result<(), String>,
+    /// It was ill before a reload, and no probe has found it well since.
+    inherited: bool,
 }
 
 impl History {
+    /// Begins with what was known before a reload. `is_ill`: those that were.
+    pub(super) fn inherit(&self, old: &Self, is_ill: impl Fn(SocketAddr) -> bool) {
+        let inherit = |(addr, seen): (&SocketAddr, &Seen)| (*addr, Seen { inherited: is_ill(*addr), ..seen.clone() });
+        let known: HashMap<_, _> = old.seen().iter().map(inherit).collect();
+        self.put(&mut self.seen(), known);
+    }
+
+    /// Whether a peer counts as ill for what was known of it before a reload.
+    pub(super) fn is_inherited(&self, addr: SocketAddr) -> bool {
+        self.inherited.load(Ordering::Relaxed) > 0 && self.seen().get(&addr).is_some_and(|seen| seen.inherited)
+    }
+
     /// Begins with peers that are new and forgets those that are gone, as the load balancer does.
     pub(super) fn keep(&self, peers: &BTreeSet<Backend>, now: Instant) {
         let mut seen = self.seen();
-        let mut old = std::mem::take(&mut *seen);
-        for addr in peers.iter().filter_map(|peer| peer.addr.as_inet()) {
-            let new = || Seen { since: now, last: Ok(()) };
-            seen.insert(*addr, old.remove(addr).unwrap_or_else(new));
-        }
+        let new = || Seen { since: now, last: Ok(()), inherited: false };
+        let kept = |addr: &SocketAddr| (*addr, seen.get(addr).cloned().unwrap_or_else(new));
+        let known = peers.iter().filter_map(|peer| peer.addr.as_inet()).map(kept).collect();
+        self.put(&mut seen, known);
     }
 
     /// `None`: the peer is gone.
@@ -91,6 +109,9 @@ impl History {
     fn probed(&self, addr: SocketAddr, outcome: &Result<(), String>) {
         if let Some(seen) = self.seen().get_mut(&addr) {
             seen.last.clone_from(outcome);
+            if outcome.is_ok() && std::mem::take(&mut seen.inherited) {
+                self.inherited.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -100,8 +121,13 @@ impl History {
         }
     }
 
+    fn put(&self, seen: &mut HashMap<SocketAddr, Seen>, known: HashMap<SocketAddr, Seen>) {
+        *seen = known;
+        self.inherited.store(seen.values().filter(|seen| seen.inherited).count(), Ordering::Relaxed);
+    }
+
     fn seen(&self) -> MutexGuard<'_, HashMap<SocketAddr, Seen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -366,8 +392,12 @@ mod tests {
         history.keep(&BTreeSet::from([backend(a)]), begin);
         history.probed(a, &Err("down".to_owned()));
         history.keep(&BTreeSet::from([backend(a), backend(b)]), later);
-        assert_eq!(history.of(a), Some(Seen { since: begin, last: Err("down".to_owned()) }), "it stays");
-        assert_eq!(history.of(b), Some(Seen { since: later, last: Ok(()) }), "it is new");
+        assert_eq!(
+            history.of(a),
+            Some(Seen { since: begin, last: Err("down".to_owned()), inherited: false }),
+            "it stays"
+        );
+        assert_eq!(history.of(b), Some(Seen { since: later, last: Ok(()), inherited: false }), "it is new");
         history.keep(&BTreeSet::from([backend(b)]), later);
         history.probed(a, &Ok(()));
         assert_eq!(history.of(a), None, "a probe that ends after its peer was dropped does not bring it back");

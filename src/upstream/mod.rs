@@ -30,7 +30,7 @@ pub type Upstreams = BTreeMap<String, Arc<Upstream>>;
 /// What is known of one provider while it runs.
 pub struct Upstream {
     pub pool: Arc<Pool>,
-    keys: Mutex<Keys>,
+    keys: Arc<Mutex<Keys>>,
     /// By address, so that what was learned of a peer that stays outlives a reload.
     breakers: Arc<Mutex<HashMap<SocketAddr, Breaker>>>,
 }
@@ -70,18 +70,27 @@ pub fn of(settings: &Settings, pools: &Pools, old: &Upstreams, before: Option<&S
         let provider = settings.providers.get(name);
         let was = before.and_then(|before| before.providers.get(name));
         let keys = keys_of(provider.map(Arc::as_ref), was.map(Arc::as_ref), old.map(Arc::as_ref));
-        let upstream = Upstream { pool, keys: Mutex::new(keys), breakers: breakers.unwrap_or_default() };
+        let upstream = Upstream { pool, keys, breakers: breakers.unwrap_or_default() };
         (name.clone(), Arc::new(upstream))
     };
     sources.iter().map(upstream).collect()
 }
 
-fn keys_of(provider: Option<&Provider>, was: Option<&Provider>, old: Option<&Upstream>) -> Keys {
+/// What is known of a provider's keys. Where they are the same as before, requests that are under way go on telling.
+fn keys_of(provider: Option<&Provider>, was: Option<&Provider>, old: Option<&Upstream>) -> Arc<Mutex<Keys>> {
     let keys = provider.map_or(&[][..], |provider| &provider.keys);
-    let (Some(was), Some(old)) = (was, old) else { return Keys::new(keys.len()) };
     let secret = |index: usize| keys.get(index).map(|key| key.secret.expose());
-    let same = |index| was.keys.iter().position(|key| Some(key.secret.expose()) == secret(index));
-    lock(&old.keys).reloaded(keys.len(), same)
+    let known = match (was, old) {
+        (Some(was), Some(old)) => {
+            let place = |index| was.keys.iter().position(|key| Some(key.secret.expose()) == secret(index));
+            if was.keys.len() == keys.len() && (0..keys.len()).all(|index| place(index) == Some(index)) {
+                return Arc::clone(&old.keys);
+            }
+            lock(&old.keys).reloaded(keys.len(), place)
+        }
+        _ => Keys::new(keys.len()),
+    };
+    Arc::new(Mutex::new(known))
 }
 
 /// Where a provider's peers are, and how they are probed.

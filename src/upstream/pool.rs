@@ -4,6 +4,7 @@
 //! the loop probes only between two lookups, so that a mute resolver stops the probes, and its round robin moves a
 //! counter that all requests share at every step, so that one of them may miss a peer when it asks for the next.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use http::uri::Authority;
 use pingora_core::connectors::TransportConnector;
-use pingora_load_balancing::Backends;
+use pingora_load_balancing::{Backend, Backends};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -85,8 +86,22 @@ impl Pool {
     /// Peers that are addresses are there at once, those behind names when they were asked for: `ready`.
     /// `connector`: what probes connect with.
     pub fn new(name: &str, source: Source, connector: Arc<TransportConnector>) -> Arc<Self> {
+        Self::with(name, source, connector, History::default())
+    }
+
+    /// A pool in the place of another one. A peer of both that is ill stays so until a probe finds it well.
+    pub fn heir(&self, source: Source, connector: Arc<TransportConnector>) -> Arc<Self> {
+        let history = History::default();
+        if source.health != Health::Off {
+            let ill: HashSet<_> = self.describe().iter().filter(|peer| !peer.healthy).map(|peer| peer.addr).collect();
+            history.inherit(&self.history, |addr| ill.contains(&addr));
+        }
+        Self::with(&self.name, source, connector, history)
+    }
+
+    fn with(name: &str, source: Source, connector: Arc<TransportConnector>, history: History) -> Arc<Self> {
         let names = Arc::new(Names::new(name, source.places()));
-        let history = Arc::new(History::default());
+        let history = Arc::new(history);
         let mut backends = Backends::new(Box::new(Discovery(Arc::clone(&names))));
         // Without a check every peer is healthy for good.
         if source.health != Health::Off {
@@ -149,7 +164,7 @@ impl Pool {
     pub fn peers(&self) -> Vec<(SocketAddr, bool)> {
         let known = self.backends.get_backend();
         let mut peers: Vec<_> =
-            known.iter().filter_map(|backend| Some((*backend.addr.as_inet()?, self.backends.ready(backend)))).collect();
+            known.iter().filter_map(|backend| Some((*backend.addr.as_inet()?, self.is_healthy(backend)?))).collect();
         if peers.len() > 1 {
             balance(&mut peers, self.turn.fetch_add(1, Ordering::Relaxed));
         }
@@ -173,7 +188,7 @@ impl Pool {
             .filter_map(|backend| {
                 let addr = *backend.addr.as_inet()?;
                 let seen = self.history.of(addr)?;
-                Some(Peer { addr, healthy: self.backends.ready(backend), since: seen.since, last: seen.last })
+                Some(Peer { addr, healthy: self.is_healthy(backend)?, since: seen.since, last: seen.last })
             })
             .collect()
     }
@@ -189,6 +204,11 @@ impl Pool {
 }
 
 impl Pool {
+    fn is_healthy(&self, backend: &Backend) -> Option<bool> {
+        let addr = *backend.addr.as_inet()?;
+        Some(self.backends.ready(backend) && !self.history.is_inherited(addr))
+    }
+
     async fn keep_discovering(self: &Arc<Self>) {
         loop {
             self.discover().await.ok();
@@ -352,6 +372,33 @@ mod tests {
         let _back = TcpListener::bind(gone).expect("the same port");
         pool.probe_now().await;
         assert!(healthy(gone));
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_peers_that_stay_outlives_a_new_source() {
+        let listener = TcpListener::bind("127.0.0.78:0").expect("a port");
+        let gone = listener.local_addr().expect("an address");
+        let well = TcpListener::bind("127.0.0.78:0").expect("a port").local_addr().expect("an address");
+        drop(listener);
+        let old = pool("whisper.test", &[&gone.to_string()], Health::Tcp);
+        old.probe_now().await;
+        old.probe_now().await;
+        let since = old.describe()[0].since;
+        let source = |health| {
+            let peers = [gone, well].map(|addr| addr.to_string().parse().expect("an authority")).to_vec();
+            Source { peers, health, ..old.source().clone() }
+        };
+        let heir = |health| old.heir(source(health), Arc::new(TransportConnector::new(None)));
+        let new = heir(Health::Tcp);
+        assert_eq!(new.peers(), [(well, true), (gone, false)], "before the first probe");
+        let told = new.describe().into_iter().find(|peer| peer.addr == gone).expect("described");
+        assert!(!told.healthy && told.last.is_err() && told.since == since, "{told:?}");
+        new.probe_now().await;
+        assert!(new.peers().contains(&(gone, false)), "one more failure does not make it well");
+        let _back = TcpListener::bind(gone).expect("the same port");
+        new.probe_now().await;
+        assert!(new.peers().contains(&(gone, true)));
+        assert!(heir(Health::Off).peers().contains(&(gone, true)), "nobody would find it well again");
     }
 
     #[tokio::test]

@@ -61,15 +61,17 @@ impl Pools {
     }
 
     /// Takes the providers of a new config. Pools whose source has not changed stay with all they have learned, new
-    /// ones are started, and those that are gone are stopped: requests that have one may finish with it. It may be
+    /// ones are started with what the old ones knew of the same peers, and those that are gone are stopped: requests
+    /// that have one may finish with it. It may be
     /// called outside of a runtime and before `run`.
     pub fn reload(&self, wanted: &[(String, Source)]) {
         let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current.load_full();
         let kept = |name: &String, source| old.get(name).filter(|running| running.pool.source() == source).cloned();
+        let started = |name: &String, source| self.start(name, source, old.get(name).map(|running| &*running.pool));
         let new: BTreeMap<String, Running> = wanted
             .iter()
-            .map(|(name, source)| (name.clone(), kept(name, source).unwrap_or_else(|| self.start(name, source))))
+            .map(|(name, source)| (name.clone(), kept(name, source).unwrap_or_else(|| started(name, source))))
             .collect();
         let stays = |name: &String, pool| new.get(name).is_some_and(|running| Arc::ptr_eq(&running.pool, pool));
         let gone: Vec<_> = old.iter().filter(|(name, running)| !stays(name, &running.pool)).collect();
@@ -79,8 +81,12 @@ impl Pools {
         self.current.store(Arc::new(new));
     }
 
-    fn start(&self, name: &str, source: &Source) -> Running {
-        let pool = Pool::new(name, source.clone(), Arc::clone(&self.connector));
+    fn start(&self, name: &str, source: &Source, old: Option<&Pool>) -> Running {
+        let (source, connector) = (source.clone(), Arc::clone(&self.connector));
+        let pool = match old {
+            Some(old) => old.heir(source, connector),
+            None => Pool::new(name, source, connector),
+        };
         let (stop, stopped) = watch::channel(false);
         // It fails after the end of `run` only, when nothing is to be started any more.
         self.starts.send((Arc::clone(&pool), stopped)).ok();

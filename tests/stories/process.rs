@@ -667,6 +667,13 @@ async fn route_says_what_would_become_of_a_request() {
         assert!(output.status.code() == Some(code) && said.contains(want), "{args:?}: {said}");
     }
     assert_eq!(vendor.connections(), 0, "nothing is sent");
+    // Told where the admin listener is, it says how the provider fares in the service that runs.
+    let toml = std::fs::read_to_string(gateway.dir.join("aulos.toml")).expect("the config");
+    let admin = toml.replace("admin = \"127.0.0.1:0\"", &format!("admin = \"{}\"", gateway.admin));
+    std::fs::write(gateway.dir.join("known.toml"), admin).expect("written");
+    let output = run(&gateway.dir, &["route", "--config", "known.toml", "--json", &body], "").await;
+    let healthy = format!("peer      127.0.0.1:{} is healthy; its breaker is closed", vendor.port);
+    assert!(text(&output.stdout).contains(&healthy), "{}", text(&output.stdout));
 }
 
 #[tokio::test]

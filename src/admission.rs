@@ -4,18 +4,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::{HeaderValue, Method, header};
 use pingora_core::protocols::http::ServerSession;
 
 use crate::body::intake::Intake;
 use crate::body::read::{self, Failed};
 use crate::body::spool::{self, Spool, Spools};
+use crate::config::settings::Provider;
 use crate::exchange::Admitted;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
 use crate::stage::edit::{self, Known, Place};
 use crate::stage::form::Form;
 use crate::stage::inspect::{self, Call, Named};
-use crate::stage::route::{self, Plan};
+use crate::stage::passthrough;
+use crate::stage::route::{self, Again, Plan};
 use crate::state::State;
 use crate::surface::Endpoint;
 use crate::wire::multipart::Boundary;
@@ -30,6 +33,44 @@ pub struct Asks<'a> {
 
 /// What was admitted, its body as far as it has been read, and when that was.
 pub type Asked = (Admitted, Intake, Instant);
+
+/// Bytes that pass through to `rest`, a path at a provider. The body is not looked at, and kept only where the client says
+/// that it may be sent twice.
+pub async fn pass(
+    state: &State,
+    caller: &Caller,
+    (provider, rest): (&Arc<Provider>, &str),
+    client: &mut ServerSession,
+    spools: &Arc<Spools>,
+) -> Result<Asked, Failed> {
+    let head = client.req_header();
+    let path = passthrough::target(&provider.base_url.path, rest);
+    passthrough::permit(state, caller, provider, &path)?;
+    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    let upgrade = client.is_upgrade_req()
+        && head.method == Method::GET
+        && head.headers.get(header::UPGRADE).is_some_and(is_websocket);
+    let pass = passthrough::pass(provider, &path, head.uri.query(), &head.headers, upgrade);
+    let declared = read::declared(head, usize::MAX)?;
+    let may_repeat = !upgrade && head.headers.contains_key("idempotency-key");
+    read::invite(client).await?;
+    let (again, intake) = if may_repeat {
+        let mut intake = Intake::new(spool(state, spools), usize::MAX, declared);
+        intake.keep_for_replay(state.settings.spool.replay_bytes);
+        (Again::Failed, intake)
+    } else {
+        (Again::Unsent, Intake::passing())
+    };
+    let (call, plan) = passthrough::plan(provider, pass, again);
+    let known = Known { len: declared, model: Place::Unknown, form: None };
+    Ok((Admitted::new(call, plan, known), intake, Instant::now()))
+}
+
+fn spool(state: &State, spools: &Arc<Spools>) -> Spool {
+    let settings = &state.settings.spool;
+    let bounds = spool::Bounds { memory: settings.memory_bytes, total: settings.total_bytes as u64 };
+    Spool::new(Arc::clone(spools), bounds)
+}
 
 impl Asks<'_> {
     /// JSON is read whole, and is valid, before anything is forwarded.
@@ -62,8 +103,7 @@ impl Asks<'_> {
             edit::passes_unread(&call, plan.first().body_model(), declared, settings.spool.memory_bytes, replay)
         };
         read::invite(client).await?;
-        let bounds = spool::Bounds { memory: settings.spool.memory_bytes, total: settings.spool.total_bytes as u64 };
-        let mut intake = Intake::new(Spool::new(Arc::clone(spools), bounds), max, declared);
+        let mut intake = Intake::new(spool(self.state, spools), max, declared);
         let mut form = Form::new(&boundary);
         let is_enough = |form: &Form| unread || form.model().is_some();
         let ended = read::form(client, settings.timeouts.idle, &mut intake, &mut form, is_enough).await?;

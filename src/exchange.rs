@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OTHER};
+use crate::provider::Provider;
 use crate::records::Slot;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
@@ -41,6 +42,8 @@ pub struct Exchange {
     pub caller: Option<Caller>,
     pub progress: Progress,
     pub meter: Meter,
+    /// Whose clients the answer is for, where it is not OpenAI's.
+    pub dialect: Option<&'static dyn Provider>,
     /// What the client was told.
     pub status: Option<u16>,
     /// Room for the records; gone when they are handed over.
@@ -158,6 +161,7 @@ impl Exchange {
             caller: None,
             progress: Progress::Arrived,
             meter: Meter::default(),
+            dialect: None,
             status: None,
             slot: None,
             in_flight: None,
@@ -250,16 +254,20 @@ impl Exchange {
             }
             Task::Chat(chat) => (None, chat.format.as_deref().map(short), chat.stream),
             Task::Upload(_) => (None, Some(short(form.response_format.as_deref().unwrap_or("json"))), form.stream),
+            Task::Pass(pass) => (None, None, pass.upgrade),
         };
+        let passes = admitted.call.passes();
+        let known = |text| (!passes).then_some(text);
         Some(Served {
             key: &caller.key.name,
             user_path: &caller.user_path,
             workspace: caller.key.workspace.as_deref(),
             op: admitted.call.endpoint.op(),
-            model_asked: &admitted.call.model,
-            model: &admitted.plan.model,
+            path: passes.then_some(self.request.path.as_str()),
+            model_asked: known(admitted.call.model.as_str()),
+            model: known(admitted.plan.model.as_str()),
             provider: &sent.leg.provider.name,
-            provider_model: &sent.leg.provider_model,
+            provider_model: known(sent.leg.provider_model.as_str()),
             input_chars,
             format,
             stream,
@@ -276,6 +284,7 @@ impl Exchange {
             Some(admitted) if self.state.is_configured_model(&admitted.plan.model) => {
                 (admitted.plan.model.as_str(), admitted.sent().leg.provider.name.as_str())
             }
+            Some(admitted) if admitted.call.passes() => ("", admitted.sent().leg.provider.name.as_str()),
             Some(admitted) => (OTHER, admitted.sent().leg.provider.name.as_str()),
             None => ("", ""),
         };
@@ -296,6 +305,7 @@ fn short(format: &str) -> String {
 
 fn status_class(status: StatusCode) -> &'static str {
     match status.as_u16() / 100 {
+        1 => "1xx",
         2 => "2xx",
         3 => "3xx",
         4 => "4xx",

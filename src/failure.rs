@@ -9,6 +9,7 @@ use crate::exchange::{Admitted, Exchange, Progress};
 use crate::refusal::Refusal;
 use crate::stage::edit::Fault;
 use crate::stage::record::End;
+use crate::tunnel::Over;
 
 /// A refusal on its way through Pingora; [`root`] finds it again.
 pub fn refused(refusal: Refusal) -> Box<Error> {
@@ -162,6 +163,18 @@ pub fn ended(exchange: &Exchange, begun: bool, error: Option<&Error>) -> (End, O
         (true, _) => (End::UpstreamBroken, code),
         (false, Some(Refusal::UpstreamTimeout)) => (End::Timeout, code),
         (false, _) => (End::UpstreamFailed, code),
+    }
+}
+
+/// How a connection ended that had been switched to another protocol, and what went wrong.
+pub fn tunnel_ended(over: Over) -> (End, Option<&'static str>) {
+    match over {
+        Over::Closed => (End::Complete, None),
+        Over::ClientGone => (End::ClientGone, Some("client_gone")),
+        Over::ProviderGone => (End::UpstreamBroken, Some("upstream_unavailable")),
+        Over::Idle => (End::Timeout, Some("tunnel_idle")),
+        Over::Total => (End::Timeout, Some("tunnel_total")),
+        Over::Drained => (End::Drained, None),
     }
 }
 

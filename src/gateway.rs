@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
+use http::uri::Authority;
+use http::{StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
@@ -15,27 +16,30 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-use crate::admission::Asks;
+use crate::admission::{self, Asks};
 use crate::answer::{Answer, catalog};
 use crate::body::intake::Intake;
 use crate::body::read::Failed;
 use crate::body::replay::{self, Patience, Way};
 use crate::desk::Desk;
 use crate::exchange::{Admitted, Exchange, Progress};
-use crate::failure::{ended, internal, preferred, refused, told, unsendable, was_answered};
+use crate::failure::{ended, internal, preferred, refused, told, tunnel_ended, unsendable, was_answered};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::Denied;
-use crate::stage::inspect::{self, Media};
+use crate::stage::authenticate::Places;
+use crate::stage::inspect::{self, Media, Task};
 use crate::stage::record::{Client, PATH_BYTES_MAX, Request};
 use crate::stage::stream::Sent;
-use crate::stage::{authenticate, h2, rewrite, stream};
+use crate::stage::{authenticate, h2, passthrough, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint};
+use crate::tunnel::Over;
 use crate::units::printable;
 use crate::wire::head::METHOD_BYTES_MAX;
 use crate::wire::sse::Ends;
 
 mod attempts;
+mod upgrade;
 
 /// A refused body is read and forgotten, within these bounds, so that the client sees the refusal.
 const DRAIN_BYTES_MAX: usize = 256 << 20;
@@ -57,6 +61,8 @@ pub struct Context {
     begun: bool,
     /// The client was told why its request failed.
     told: bool,
+    /// The connection was switched to another protocol, and this was its end.
+    over: Option<Over>,
 }
 
 /// What the stages before the provider decide.
@@ -75,8 +81,14 @@ impl Gateway {
         let state = Arc::clone(&exchange.state);
         let head = session.req_header();
         let query = head.uri.query().unwrap_or_default().to_owned();
+        let path = head.uri.path().to_owned();
+        let host = host(head, &state);
+        let passes =
+            (host.is_some() || path.starts_with(surface::PASSTHROUGH)).then(|| passthrough::place(&state, host, &path));
+        exchange.dialect = passes.as_ref().and_then(|place| Some(place.as_ref().ok()?.0.kind));
+        let places = if passes.is_some() { Places::Anywhere } else { Places::Headers };
         // Who asks is for the record, whatever is asked; that nothing is there is said to everybody.
-        let denied = match authenticate::caller(&state, &head.headers, &query, exchange.ts) {
+        let denied = match authenticate::caller(&state, &head.headers, &query, places, exchange.ts) {
             Ok(caller) => {
                 exchange.caller = Some(caller);
                 None
@@ -86,7 +98,10 @@ impl Gateway {
                 Some(refusal)
             }
         };
-        let place = place(head, state.settings.server.public_health)?;
+        let place = match passes {
+            Some(_) => surface::Place { endpoint: Endpoint::Passthrough, model: None },
+            None => place(head, state.settings.server.public_health)?,
+        };
         exchange.endpoint = Some(place.endpoint);
         let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
         if let Some(refusal) = denied.filter(|refusal| !(is_public && matches!(refusal, Refusal::MissingKey(_)))) {
@@ -96,6 +111,12 @@ impl Gateway {
         let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
             return Ok(Admission::Answer(answer(&state, exchange, &place, &query)?));
         };
+        if let Some(at) = passes {
+            let client = &mut session.downstream_session;
+            let (admitted, intake, read) = admission::pass(&state, caller, at?, client, &self.desk.spools).await?;
+            self.desk.metrics.overhead.observe(read.saturating_duration_since(exchange.arrived).as_secs_f64());
+            return Ok(Admission::Forward(Box::new(admitted), intake));
+        }
         let media = inspect::media(place.endpoint, headers)?;
         let named = inspect::named(&place, headers, &query)?;
         let asks = Asks { state: &state, caller, endpoint: place.endpoint, named };
@@ -138,7 +159,8 @@ impl Gateway {
             session.set_keepalive(None);
         }
         exchange.status = Some(refusal.status());
-        let body = refusal.body();
+        let complaint = exchange.dialect.and_then(|kind| kind.complaint(&refusal, &exchange.id.to_string()));
+        let body = complaint.map_or_else(|| refusal.body(), |complaint| complaint.to_string().into());
         if refusal.is_of_credentials() {
             self.desk.metrics.credential_refusals.inc();
         }
@@ -191,6 +213,18 @@ impl Gateway {
     }
 }
 
+/// The provider whose passthrough the host name stands for, if it does for one.
+fn host<'s>(head: &RequestHeader, state: &'s State) -> Option<&'s str> {
+    let hosts = &state.settings.hosts;
+    if hosts.is_empty() {
+        return None;
+    }
+    let named = head.uri.authority().map(Authority::as_str);
+    let named = named.or_else(|| head.headers.get(header::HOST)?.to_str().ok())?;
+    let host = named.parse::<Authority>().ok()?.host().trim_end_matches('.').to_ascii_lowercase();
+    hosts.get(&host).map(String::as_str)
+}
+
 /// Which endpoint a head is for.
 fn place(head: &RequestHeader, public_health: bool) -> Result<surface::Place, Refusal> {
     let path = head.uri.path();
@@ -224,7 +258,11 @@ fn answer(state: &State, exchange: &Exchange, place: &surface::Place, query: &st
 
 /// Whether the client has been sent the head of an answer; interim ones are none.
 fn answered(session: &Session) -> bool {
-    session.response_written().is_some_and(|head| !head.status.is_informational())
+    session.response_written().is_some_and(|head| !is_interim(head.status))
+}
+
+fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// What records keep of a head.
@@ -263,7 +301,7 @@ impl ProxyHttp for Gateway {
     fn new_ctx(&self) -> Context {
         let (state, metrics) = (self.state.load_full(), Arc::clone(&self.desk.metrics));
         let exchange = Exchange::new(self.desk.id(), Instant::now(), self.desk.now(), state, metrics);
-        Context { exchange, way: None, begun: false, told: false }
+        Context { exchange, way: None, begun: false, told: false, over: None }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
@@ -271,6 +309,7 @@ impl ProxyHttp for Gateway {
         if let Some(place) = surface::find(session.req_header().uri.path())
             && place.endpoint.is_health()
             && exchange.state.settings.server.public_health
+            && host(session.req_header(), &exchange.state).is_none()
             && place.endpoint.allows(&session.req_header().method)
         {
             exchange.endpoint = Some(place.endpoint);
@@ -284,6 +323,11 @@ impl ProxyHttp for Gateway {
             Err(refusal) => Err(refusal.into()),
         };
         match admission {
+            Ok(Admission::Forward(admitted, _)) if admitted.call.upgrades() => {
+                exchange.progress = Progress::Admitted(admitted);
+                self.upgrade(session, ctx).await?;
+                Ok(true)
+            }
             Ok(Admission::Forward(admitted, intake)) => {
                 let timeouts = &exchange.state.settings.timeouts;
                 let hold_200 = admitted.plan.routes.iter().any(|leg| leg.provider.hold_200);
@@ -319,12 +363,7 @@ impl ProxyHttp for Gateway {
         _: Option<&Digest>,
         ctx: &mut Context,
     ) -> Result<()> {
-        if let Some(attempt) = ctx.exchange.attempt_mut() {
-            let now = Instant::now();
-            attempt.connected = Some(now);
-            attempt.log.reused = reused;
-            attempt.log.connect_ms = Some(now.saturating_duration_since(attempt.began));
-        }
+        attempts::connected(ctx, reused);
         Ok(())
     }
 
@@ -338,7 +377,11 @@ impl ProxyHttp for Gateway {
         let Some(admitted) = exchange.admitted() else { return Err(internal()) };
         let length = admitted.attempts.last().and_then(|attempt| attempt.editor.length());
         let Sent { leg, key } = admitted.sent();
-        rewrite::head(head, &exchange.state, leg, key, length).map_err(refused)
+        match &admitted.call.task {
+            Task::Pass(pass) => rewrite::passed(head, &exchange.state, leg, key, pass),
+            _ => rewrite::head(head, &exchange.state, leg, key, length),
+        }
+        .map_err(refused)
     }
 
     async fn request_body_filter(
@@ -362,8 +405,10 @@ impl ProxyHttp for Gateway {
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        let call = ctx.exchange.admitted().map(|admitted| &admitted.call);
+        let (passes, upgrades) = call.map_or((false, false), |call| (call.passes(), call.upgrades()));
         let Some(attempt) = ctx.exchange.attempt_mut() else { return Err(internal()) };
-        if head.status.is_informational() {
+        if is_interim(head.status) || (head.status.is_informational() && !upgrades) {
             attempt.interim += 1;
             return stream::interim(head, attempt.interim).map_err(refused);
         }
@@ -371,7 +416,7 @@ impl ProxyHttp for Gateway {
         attempt.log.status = Some(status);
         attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
         // What is no answer at all is a failure, and not judged by its status.
-        let accepted = stream::accept(head);
+        let accepted = stream::accept(head, passes);
         if matches!(accepted, Err(Refusal::UpstreamInvalid)) {
             return accepted.map_err(refused);
         }
@@ -382,7 +427,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn response_filter(&self, _: &mut Session, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
-        if head.status.is_informational() {
+        if is_interim(head.status) {
             return Ok(());
         }
         let exchange = &mut ctx.exchange;
@@ -476,9 +521,14 @@ impl ProxyHttp for Gateway {
         if let Some(way) = ctx.way.take() {
             replay::unwrap(&mut session.downstream_session, &way);
         }
-        let (end, code) = ended(&ctx.exchange, ctx.begun, error);
+        let (end, code) = match ctx.over {
+            Some(over) => tunnel_ended(over),
+            None => ended(&ctx.exchange, ctx.begun, error),
+        };
         let exchange = &mut ctx.exchange;
-        exchange.meter.bytes_in = session.downstream_session.body_bytes_read() as u64;
+        if ctx.over.is_none() {
+            exchange.meter.bytes_in = session.downstream_session.body_bytes_read() as u64;
+        }
         if !answered(session) {
             exchange.status = None;
         }
@@ -490,7 +540,7 @@ impl ProxyHttp for Gateway {
         }
         let audited = !exchange.is_a_strangers() || self.desk.may_audit_a_stranger(Instant::now());
         exchange.end(end, code, Instant::now(), audited);
-        if (error.is_none_or(was_answered) || ctx.told) && !session.is_body_done() {
+        if ctx.over.is_none() && (error.is_none_or(was_answered) || ctx.told) && !session.is_body_done() {
             drain(session).await;
         }
     }

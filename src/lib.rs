@@ -21,6 +21,7 @@ pub mod gateway;
 pub mod answer;
 pub mod body;
 pub mod stage;
+pub mod tunnel;
 pub mod upstream;
 
 pub mod catalog;

@@ -26,6 +26,12 @@ pub enum Refusal {
     HttpVersion,
     #[error("There is nothing at `{path}`. {hint}")]
     UnknownPath { path: String, hint: &'static str },
+    #[error("The path cannot be passed on: {0}.")]
+    InvalidPath(&'static str),
+    #[error("There is no provider `{provider}`.")]
+    UnknownProvider { provider: String },
+    #[error("This key may not {0}.")]
+    Forbidden(&'static str),
     #[error("`{method}` is not allowed here; allowed: {allow}.")]
     MethodNotAllowed { method: String, allow: &'static str },
     #[error("A request body with `Content-Encoding` is not accepted here; send it as it is.")]
@@ -147,6 +153,9 @@ impl Refusal {
             Self::HeadTimeout | Self::BodyTimeout => (408, INVALID, "request_timeout"),
             Self::HttpVersion => (505, INVALID, "http_version_not_supported"),
             Self::UnknownPath { .. } => (404, INVALID, "unknown_url"),
+            Self::InvalidPath(_) => (400, INVALID, "invalid_path"),
+            Self::UnknownProvider { .. } => (404, INVALID, "unknown_provider"),
+            Self::Forbidden(_) => (403, INVALID, "forbidden"),
             Self::MethodNotAllowed { .. } => (405, INVALID, "method_not_allowed"),
             Self::ContentEncoding | Self::MediaType(_) => (415, INVALID, "unsupported_media_type"),
             Self::MissingKey(_) | Self::InvalidKey | Self::ConflictingKeys => (401, AUTH, "invalid_api_key"),

@@ -1,7 +1,8 @@
 //! The paths aulos serves, and what each one means.
 //!
 //! Everything is under `/v1`, `/api/v1` and `/openai/v1` (Azure's spelling of the same), and what is forwarded also
-//! under `/openai/deployments/{deployment}`, where the path names the model.
+//! under `/openai/deployments/{deployment}`, where the path names the model. Below `/p/{provider}` is the provider's own
+//! API.
 
 use percent_encoding::percent_decode_str;
 
@@ -12,6 +13,8 @@ pub enum Endpoint {
     Transcription,
     Translation,
     Chat,
+    /// The provider's own API, byte for byte.
+    Passthrough,
     Models,
     Model,
     AudioModels,
@@ -21,7 +24,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Those that a provider serves.
+    /// Those that we know the meaning of, and a provider serves.
     pub const FORWARDED: [Self; 4] = [Self::Speech, Self::Transcription, Self::Translation, Self::Chat];
 
     /// The name in records and metrics.
@@ -31,6 +34,7 @@ impl Endpoint {
             Self::Transcription => "transcription",
             Self::Translation => "translation",
             Self::Chat => "chat",
+            Self::Passthrough => "passthrough",
             Self::Models | Self::Model => "models",
             Self::AudioModels => "audio_models",
             Self::AudioVoices => "audio_voices",
@@ -41,18 +45,19 @@ impl Endpoint {
     /// The methods it answers, as `Allow` lists them.
     pub fn allow(self) -> &'static str {
         match self {
+            Self::Passthrough => "any",
             _ if self.is_forwarded() => "POST",
             _ => "GET, HEAD",
         }
     }
 
     pub fn allows(self, method: &http::Method) -> bool {
-        self.allow().split(", ").any(|allowed| allowed == method.as_str())
+        self == Self::Passthrough || self.allow().split(", ").any(|allowed| allowed == method.as_str())
     }
 
     /// Whether a request of this kind goes to a provider.
     pub fn is_forwarded(self) -> bool {
-        Self::FORWARDED.contains(&self)
+        self == Self::Passthrough || Self::FORWARDED.contains(&self)
     }
 
     /// Whether its body is a form with a file, not JSON.
@@ -64,6 +69,9 @@ impl Endpoint {
         matches!(self, Self::Livez | Self::Readyz)
     }
 }
+
+/// What every path of the passthrough begins with; the provider's name follows.
+pub const PASSTHROUGH: &str = "/p/";
 
 /// An endpoint, and the model its path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +85,9 @@ pub struct Place {
 pub fn find(path: &str) -> Option<Place> {
     if let Some(endpoint) = health(path) {
         return Some(Place { endpoint, model: None });
+    }
+    if path.starts_with(PASSTHROUGH) {
+        return Some(Place { endpoint: Endpoint::Passthrough, model: None });
     }
     if let Some(rest) = path.strip_prefix("/openai/deployments/") {
         let (deployment, rest) = rest.split_once('/')?;
@@ -179,6 +190,9 @@ mod tests {
             ("/v1/models/%ff", None),
             ("/v1/audio/voices", place(Endpoint::AudioVoices, None)),
             ("/api/v1/audio/models", place(Endpoint::AudioModels, None)),
+            ("/p/openai/v1/audio/speech", place(Endpoint::Passthrough, None)),
+            ("/p/", place(Endpoint::Passthrough, None)),
+            ("/p", None),
             ("/livez", place(Endpoint::Livez, None)),
             ("/v1/livez", None),
             ("/v1/audio/speech/", None),

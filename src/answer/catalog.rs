@@ -132,7 +132,8 @@ mod tests {
     fn caller(state: &State, key: &str) -> Caller {
         let mut headers = HeaderMap::new();
         headers.insert("api-key", key.parse().expect("a header value"));
-        authenticate::caller(state, &headers, "", jiff::Timestamp::UNIX_EPOCH).expect("known")
+        authenticate::caller(state, &headers, "", authenticate::Places::Headers, jiff::Timestamp::UNIX_EPOCH)
+            .expect("known")
     }
 
     fn parsed(answer: &Answer) -> Value {

@@ -39,6 +39,11 @@ impl Intake {
         Self { kept: Kept::Whole(bytes), len, max: usize::MAX, declared: Some(len), replay: len }
     }
 
+    /// A body that goes on as it comes, however long it is.
+    pub fn passing() -> Self {
+        Self { kept: Kept::Nothing, len: 0, max: usize::MAX, declared: None, replay: 0 }
+    }
+
     /// A body of at most `max` bytes, and of the length that was declared, if one was.
     pub fn new(spool: Spool, max: usize, declared: Option<u64>) -> Self {
         Self { kept: Kept::Spool(spool), len: 0, max, declared, replay: 0 }
@@ -58,9 +63,9 @@ impl Intake {
         self.len == 0
     }
 
-    /// Whether the body can be sent from its beginning.
+    /// Whether the body can be sent from its beginning. One of which nothing has been read always can.
     pub fn is_replayable(&self) -> bool {
-        !matches!(self.kept, Kept::Nothing)
+        self.len == 0 || !matches!(self.kept, Kept::Nothing)
     }
 
     /// Takes one more piece, which must not be lost: nobody has seen it yet.

@@ -9,10 +9,11 @@ use toml::de::DeValue;
 
 use super::complaint::{Finding, quote};
 use super::names::Names;
-use super::settings::{Key, Selector};
-use super::table::{Entry, Item, Reader};
+use super::settings::{Key, Passthrough, Selector};
+use super::table::{Entry, Item, Reader, Section};
 use super::values;
 use crate::units::KeyHash;
+use crate::wire::glob::Glob;
 
 const NAME: &str = "a name of 1 to 256 bytes without control characters";
 const USER_PATH: &str = "a path such as \"/team/mobile\", without `.`, `..` and `:`";
@@ -50,12 +51,32 @@ fn key(name: &str, item: Item, names: &Names) -> Option<(Key, Range<usize>)> {
     let workspace =
         table.take("workspace").and_then(|item| item.parse(NAME, |text| values::name(text).map(str::to_owned)));
     let allow = table.take("allow").and_then(|item| selectors(item, names));
+    let passthrough = passthrough(&mut table);
     let expires = table.take("expires").and_then(|item| expires(&item));
     let disabled = table.take("disabled").and_then(|item| item.switch()).unwrap_or(false);
     table.finish();
     let (hash, place) = hash?;
     let (name, user_path) = (name.to_owned(), user_path.unwrap_or_else(|| "/".to_owned()));
-    Some((Key { name, hash, user_path, workspace, allow, expires, disabled }, place))
+    Some((Key { name, hash, user_path, workspace, allow, passthrough, expires, disabled }, place))
+}
+
+/// Whether a key may pass bytes through, and where to.
+fn passthrough(table: &mut Section) -> Option<Passthrough> {
+    let may = table.take("passthrough").and_then(|item| item.switch()).unwrap_or(false);
+    let (allow, deny) = (table.take("passthrough_allow"), table.take("passthrough_deny"));
+    if let Some(item) = allow.as_ref().or(deny.as_ref()).filter(|_| !may) {
+        let message = "this key may not pass anything through, whatever is listed here";
+        item.reader.report(Finding::error(item.span(), message).help("say `passthrough = true` beside it"));
+    }
+    let allow = allow.map(globs);
+    let deny = deny.map(globs).unwrap_or_default();
+    may.then_some(Passthrough { allow, deny })
+}
+
+fn globs(item: Item) -> Vec<Glob> {
+    const EXPECTED: &str = "`provider/path`, where `*` stands for a segment and `**` for any number of them";
+    let items = item.list().unwrap_or_default();
+    items.iter().filter_map(|item| item.parse(EXPECTED, Glob::parse)).collect()
 }
 
 /// Not shown where it is wrong: it may be the key itself.

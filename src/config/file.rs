@@ -1,6 +1,7 @@
 //! The config as it is written: every key of this version, what it may hold and what it is when it is absent.
 //! Who may use what is in `access.rs`.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use super::settings::{
 };
 use super::table::{Entry, Item, Reader, Section};
 use super::values;
-use crate::provider;
+use crate::provider::{self, Placement};
 
 const DURATION: &str = "a time such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most 24h";
 const SIZE: &str = "a size such as \"64KiB\", \"1MiB\" or \"100MB\", or a number of bytes";
@@ -43,7 +44,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
     let failover = failover(root.section("failover"));
     let (written_providers, written_models) = (root.section("providers").named(), root.section("models").named());
     let (written_aliases, written_keys) = (root.section("aliases").named(), root.section("keys").named());
-    let written_paths = root.section("paths").named();
+    let (written_paths, written_hosts) = (root.section("paths").named(), root.section("hosts").named());
     root.finish();
 
     let names = Names::new(&written_providers, &written_models, &written_aliases);
@@ -60,6 +61,7 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
         failover,
         providers: providers.collect(),
         models: models.collect(),
+        hosts: hosts(reader, written_hosts, &names),
         aliases: names.aliases(reader, written_aliases),
         keys: access::keys(reader, written_keys, &names),
         paths: access::paths(reader, written_paths, &names),
@@ -213,6 +215,8 @@ fn timeouts(mut table: Section) -> Timeouts {
         connect: duration(&mut table, "connect", 2),
         first_byte: duration(&mut table, "first_byte", 120),
         idle: duration(&mut table, "idle", 60),
+        tunnel_idle: duration(&mut table, "tunnel_idle", 300),
+        tunnel_total: duration(&mut table, "tunnel_total", 2 * 60 * 60),
     };
     table.finish();
     timeouts
@@ -284,25 +288,83 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
             url
         }),
     };
+    let placement = table.take("credential").and_then(placement).or_else(|| Some(kind?.placement()));
     let keys = table.take("keys");
     let keys = secret::of_provider(reader, &name, &table.span(), keys);
     let peers = table.take("peers").map(|item| peers(reader, item)).unwrap_or_default();
-    let health = table.take("health").and_then(|item| item.parse("\"tcp\", \"http\" or \"off\"", health));
+    let health = table.take("health").and_then(|item| {
+        let health = item.parse("\"tcp\", \"http\" or \"off\"", health)?;
+        if health == Health::Http && kind.is_some_and(|kind| kind.probe().is_none()) {
+            reader.report(item.refuse("\"tcp\" or \"off\": what a request costs nobody here knows"));
+        }
+        Some(health)
+    });
     // One peer alone is tried whatever its probes say.
     let health = health.unwrap_or(if peers.is_empty() { Health::Off } else { Health::Tcp });
     let api_version = table.take("api_version").and_then(|item| api_version(reader, &item, kind));
     let hold_200 = table.take("hold_200").and_then(|item| item.switch()).unwrap_or(false);
     let span = table.span();
     table.finish();
-    let (kind, mut base_url) = (kind?, base_url?);
+    let (kind, mut base_url, placement) = (kind?, base_url?, placement?);
     if let Some(path) = kind.own_paths().iter().find_map(|own| base_url.path.strip_suffix(own)) {
         base_url.path = path.to_owned();
     }
-    let Some(provider) = Provider::new(name, kind, base_url, keys) else {
+    let Some(provider) = Provider::new(name, kind, base_url, placement, keys) else {
         reader.report(Finding::error(span, "the host of `base_url`, or the key, cannot stand in an HTTP header"));
         return None;
     };
     Some(Provider { api_version, hold_200, peers, health, ..provider })
+}
+
+/// Where a provider's credential stands, where that is not where its kind has it.
+fn placement(item: Item) -> Option<Placement> {
+    let reader = item.reader;
+    let mut table = item.section()?;
+    let header = table.take("header").and_then(|item| item.parse("the name of a header", credential_header));
+    let scheme = table.take("scheme").and_then(|item| item.parse("one word", scheme));
+    let query = table.take("query").and_then(|item| item.parse(WORD, values::name).map(str::to_owned));
+    let span = table.span();
+    table.finish();
+    match (header, scheme, query) {
+        (Some(name), scheme, None) => Some(Placement::Header { name, scheme: scheme.unwrap_or_default().into() }),
+        (None, None, Some(name)) => Some(Placement::Query { name }),
+        _ => {
+            let message =
+                "`credential` says one place: `{ header = \"…\" }`, perhaps with a `scheme`, or `{ query = \"…\" }`";
+            reader.report(Finding::error(span, message));
+            None
+        }
+    }
+}
+
+/// One that is not needed for something else.
+fn credential_header(text: &str) -> Option<HeaderName> {
+    const TAKEN: [&str; 8] =
+        ["connection", "content-length", "content-type", "host", "te", "trailer", "transfer-encoding", "upgrade"];
+    HeaderName::try_from(text).ok().filter(|name| !TAKEN.contains(&name.as_str()))
+}
+
+fn scheme(text: &str) -> Option<String> {
+    let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    is_word.then(|| text.to_owned())
+}
+
+/// Host names, each for the passthrough of a provider.
+fn hosts(reader: &Reader<'_>, written: Vec<Entry>, names: &Names) -> BTreeMap<String, String> {
+    let mut hosts = BTreeMap::new();
+    for (name, item) in written {
+        let provider = names.provider(&item);
+        let host = name.get_ref().to_ascii_lowercase();
+        if values::host(&host).is_none() {
+            let message = format!("{} is not a host name", quote(name.get_ref()));
+            reader.report(Finding::error(name.span(), message).help("it has no scheme, no port and no path"));
+        } else if let Some(provider) = provider
+            && hosts.insert(host, provider).is_some()
+        {
+            reader.report(Finding::error(name.span(), format!("{} stands here twice", quote(name.get_ref()))));
+        }
+    }
+    hosts
 }
 
 fn health(text: &str) -> Option<Health> {

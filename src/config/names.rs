@@ -55,6 +55,16 @@ impl Names {
         Some(Route { provider: provider.to_owned(), model: model.to_owned() })
     }
 
+    /// The name of a provider.
+    pub(super) fn provider(&self, item: &Item) -> Option<String> {
+        let text = item.parse("the name of a provider", values::provider_name)?;
+        if !self.providers.contains(text) {
+            let finding = Finding::error(item.span(), format!("there is no provider {}", quote(text)));
+            item.reader.report(finding.suggest(text, "there are", self.providers.iter().map(String::as_str)));
+        }
+        Some(text.to_owned())
+    }
+
     /// One entry of an allow list.
     pub(super) fn selector(&self, item: &Item) -> Option<Selector> {
         const EXPECTED: &str = "\"/\", \"provider/\", \"provider/model\" or the name of a model";

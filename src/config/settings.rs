@@ -9,8 +9,10 @@ use std::time::Duration;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 
+use crate::provider::{Credential, Placement};
 use crate::surface::Endpoint;
 use crate::units::{KeyHash, Secret};
+use crate::wire::glob::Glob;
 
 /// Everything one state of the gateway is built from. Reload builds a new one and swaps the pointer.
 #[derive(Debug, Clone)]
@@ -24,6 +26,8 @@ pub struct Settings {
     pub providers: BTreeMap<String, Arc<Provider>>,
     /// By the name clients ask for.
     pub models: BTreeMap<String, Model>,
+    /// Host names that stand for the passthrough of a provider, in lower case and without a port.
+    pub hosts: BTreeMap<String, String>,
     /// Another name for a model of `models`, or for a `provider/model`.
     pub aliases: BTreeMap<String, String>,
     pub keys: Vec<Arc<Key>>,
@@ -78,6 +82,10 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two pieces of an upload or an answer.
     pub idle: Duration,
+    /// A WebSocket connection over which nothing goes.
+    pub tunnel_idle: Duration,
+    /// A WebSocket connection.
+    pub tunnel_total: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +125,8 @@ pub struct Provider {
     pub name: String,
     pub kind: &'static dyn crate::provider::Provider,
     pub base_url: BaseUrl,
+    /// Where its credential stands.
+    pub placement: Placement,
     /// The credentials sent to it, one at a time; none where it asks for none.
     pub keys: Vec<ProviderKey>,
     /// What goes into `Host`.
@@ -134,8 +144,8 @@ pub struct Provider {
 #[derive(Debug)]
 pub struct ProviderKey {
     pub secret: Secret,
-    /// The header it is sent in.
-    pub header: (HeaderName, HeaderValue),
+    /// As it is sent.
+    pub credential: Credential,
 }
 
 /// How peers are asked whether they are well.
@@ -198,8 +208,18 @@ pub struct Key {
     pub workspace: Option<String>,
     /// `None`: every model.
     pub allow: Option<Vec<Selector>>,
+    /// `None`: no passthrough.
+    pub passthrough: Option<Passthrough>,
     pub expires: Option<jiff::Timestamp>,
     pub disabled: bool,
+}
+
+/// Where a key may go through `/p/`: globs of `provider/path`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Passthrough {
+    /// `None`: wherever the allow lists of models let it go as a whole.
+    pub allow: Option<Vec<Glob>>,
+    pub deny: Vec<Glob>,
 }
 
 /// What an allow list may say.
@@ -221,13 +241,14 @@ impl Provider {
         name: String,
         kind: &'static dyn crate::provider::Provider,
         base_url: BaseUrl,
+        placement: Placement,
         keys: Vec<Secret>,
     ) -> Option<Self> {
         let host = HeaderValue::from_str(&base_url.authority()).ok()?;
-        let key = |secret| Some(ProviderKey { header: kind.credential(&secret)?, secret });
+        let key = |secret| Some(ProviderKey { credential: placement.sign(&secret)?, secret });
         let keys = keys.into_iter().map(key).collect::<Option<_>>()?;
         let (peers, health) = (Vec::new(), Health::Off);
-        Some(Self { name, kind, base_url, keys, host, peers, health, api_version: None, hold_200: false })
+        Some(Self { name, kind, base_url, placement, keys, host, peers, health, api_version: None, hold_200: false })
     }
 
     /// Whether this is the service its kind is named after, and not another that speaks its API.
@@ -249,6 +270,7 @@ impl Key {
             user_path: "/".to_owned(),
             workspace: None,
             allow: None,
+            passthrough: Some(Passthrough::default()),
             expires: None,
             disabled: false,
         }

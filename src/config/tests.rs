@@ -96,7 +96,14 @@ fn an_empty_file_is_all_defaults() {
     };
     assert_eq!(settings.server, server);
     let seconds = Duration::from_secs;
-    let timeouts = Timeouts { header: seconds(10), connect: seconds(2), first_byte: seconds(120), idle: seconds(60) };
+    let timeouts = Timeouts {
+        header: seconds(10),
+        connect: seconds(2),
+        first_byte: seconds(120),
+        idle: seconds(60),
+        tunnel_idle: seconds(300),
+        tunnel_total: seconds(7200),
+    };
     assert_eq!(settings.timeouts, timeouts);
     let limits = Limits { json_body: 1 << 20, chat_body: 1 << 20, upload_body: 100 << 20, in_flight: 4096 };
     assert_eq!(settings.limits, limits);
@@ -495,7 +502,8 @@ fn keys_and_paths_are_strict() {
             ("expires = \"2027-01-01\"", 1, &["`keys.a.expires` has to be an instant with its offset"]),
             ("expires = 2027-01-01T00:00:00", 1, &["an instant with its offset", "this is a date"]),
             ("disabled = 1", 1, &["`keys.a.disabled` has to be `true` or `false`"]),
-            ("passthrough = true", 1, &["unknown key `passthrough` in `keys.a`"]),
+            ("passthrough_deny = [\"a/b\"]", 1, &["may not pass anything through", "passthrough = true"]),
+            ("passthrough = true\npassthrough_allow = [\"/v1\"]", 1, &["`provider/path`"]),
             ("[keys.b]\nallow = []", 1, &["`sha256` is missing in `keys.b`", "aulos keys create"]),
             (
                 &format!("[keys.b]\nsha256 = \"{}\"", HASH.to_uppercase()),

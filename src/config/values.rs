@@ -69,6 +69,12 @@ pub(super) fn peer(text: &str) -> Option<Authority> {
     (plain && (peer.port().is_none() || peer.port_u16().is_some_and(|port| port > 0))).then_some(peer)
 }
 
+/// A host name or an address, alone.
+pub(super) fn host(text: &str) -> Option<&str> {
+    let authority = peer(text)?;
+    (authority.port().is_none() && authority.host() == text).then_some(text)
+}
+
 /// `http` or `https`, a host, perhaps a port and a path; nothing else, and above all no user and password.
 pub(super) fn base_url(text: &str) -> Option<BaseUrl> {
     let (tls, rest) = match text.split_once("://")? {

@@ -10,7 +10,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::{Gateway, answered};
+use super::{Context, Gateway, answered};
 use crate::config::settings::{Provider, Timeouts};
 use crate::exchange::{Admitted, Attempt, Exchange};
 use crate::failure::{
@@ -20,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::stage::edit::{Editor, Place};
 use crate::stage::failover::{self, Meaning, Said};
 use crate::stage::record::{Attempted, Peer};
+use crate::stage::route::Again;
 use crate::stage::stream::Sent;
 use crate::upstream::candidates::{Blame, Candidate};
 
@@ -95,12 +96,18 @@ impl Gateway {
     ) -> bool {
         let (status, now) = (head.status.as_u16(), Instant::now());
         let Some(admitted) = exchange.admitted_mut() else { return false };
-        let meaning = Meaning::of(status, admitted.sent().leg.provider.kind.lacks_model(status));
+        let passes = admitted.call.passes();
+        let meaning = match passes {
+            true => Meaning::of_passed(status, admitted.plan.again),
+            false => Meaning::of(status, admitted.sent().leg.provider.kind.lacks_model(status)),
+        };
         let Some(attempt) = admitted.attempts.last_mut() else { return false };
         let Some(blame) = meaning.blame() else {
             // A success counts with the first bytes behind it.
-            if let Some(underway) = attempt.underway.as_mut().filter(|_| !head.status.is_success()) {
-                underway.served(|| now);
+            match attempt.underway.as_mut().filter(|_| !head.status.is_success()) {
+                Some(underway) if passes => underway.answered(now),
+                Some(underway) => underway.served(|| now),
+                None => {}
             }
             return false;
         };
@@ -110,11 +117,14 @@ impl Gateway {
                 Meaning::Limited => underway.limited(said.retry_after, now),
                 Meaning::Refused => underway.refused(now),
                 // A provider that says 408 waited for a client that is slow.
-                Meaning::Peer if status != 408 => underway.failed(now, self.desk.jitter()),
+                Meaning::Peer if status != 408 && !passes => underway.failed(now, self.desk.jitter()),
                 _ => underway.answered(now),
             }
         }
         admitted.failed(blame);
+        if passes && (meaning == Meaning::Refused || admitted.plan.again != Again::Failed) {
+            return false;
+        }
         if !self.may_go_on(session, exchange) {
             return false;
         }
@@ -128,6 +138,7 @@ impl Gateway {
     /// There was no connection.
     pub(super) fn unconnected(&self, session: &Session, exchange: &mut Exchange, error: &mut Error) {
         self.attempt_failed(exchange, reason(error));
+        self.failed(exchange);
         self.blame(exchange, Blame::Peer);
         error.set_retry(self.may_go_on(session, exchange));
         self.count_failover(exchange, error);
@@ -169,11 +180,20 @@ impl Gateway {
             attempt.is_some_and(|attempt| was_stale(&error, attempt.connected, attempt.interim, Instant::now()));
         let whole = session.is_body_done() && *error.etype() != ErrorType::WriteError;
         let admitted = exchange.admitted_mut();
+        let (passes, rule) = admitted.as_ref().map_or((false, Again::Failed), |a| (a.call.passes(), a.plan.again));
+        let stale = stale && (rule != Again::Unsent || session.req_header().method.is_idempotent());
         let stale = stale && admitted.is_some_and(|admitted| admitted.failures.may_repeat(&admitted.plan, whole));
         let mut again = true;
         if !stale && !is_settled(&error) {
+            if !passes {
+                self.failed(exchange);
+            }
             self.blame(exchange, if whole { Blame::Unanswered } else { Blame::Peer });
-            again = !(whole && exchange.admitted().is_some_and(|admitted| admitted.plan.at_most_once));
+            again = match rule {
+                Again::Failed => true,
+                Again::NotWhole => !whole,
+                Again::Unsent => false,
+            };
         }
         error.set_retry(again && !is_settled(&error) && self.may_go_on(session, exchange));
         if !stale {
@@ -191,13 +211,19 @@ impl Gateway {
         }
     }
 
-    /// An attempt failed without an answer, and this is to blame.
-    fn blame(&self, exchange: &mut Exchange, blame: Blame) {
-        let Some(admitted) = exchange.admitted_mut() else { return };
-        if let Some(underway) = admitted.attempts.last_mut().and_then(|attempt| attempt.underway.as_mut()) {
+    /// An attempt failed without an answer, and its peer is known for it. How slow an answer to what passes through may
+    /// be, nobody knows: of that, only a connection that could not be made counts.
+    fn failed(&self, exchange: &mut Exchange) {
+        if let Some(underway) = exchange.attempt_mut().and_then(|attempt| attempt.underway.as_mut()) {
             underway.failed(Instant::now(), self.desk.jitter());
         }
-        admitted.failed(blame);
+    }
+
+    /// An attempt failed without an answer, and this is to blame as far as the request is concerned.
+    fn blame(&self, exchange: &mut Exchange, blame: Blame) {
+        if let Some(admitted) = exchange.admitted_mut() {
+            admitted.failed(blame);
+        }
     }
 
     /// Whether one more attempt may be made: the request can be sent again, and neither attempts nor time nor candidates
@@ -228,6 +254,16 @@ impl Gateway {
         let Attempted { provider, peer, .. } = &attempt.log;
         log::warn!("{provider} at {peer}: {reason}, request {id}");
         self.desk.metrics.upstream_errors.with_label_values(&[provider.as_str(), reason]).inc();
+    }
+}
+
+/// The attempt has its connection.
+pub(super) fn connected(ctx: &mut Context, reused: bool) {
+    if let Some(attempt) = ctx.exchange.attempt_mut() {
+        let now = Instant::now();
+        attempt.connected = Some(now);
+        attempt.log.reused = reused;
+        attempt.log.connect_ms = Some(now.saturating_duration_since(attempt.began));
     }
 }
 

@@ -4,9 +4,12 @@
 //! flushed whenever its reader has nothing to read, which is when the proxy has nothing to do: each piece goes out
 //! as it arrives, and the length stays. And a client that takes nothing for too long is let go, however slowly it
 //! may read otherwise.
+//!
+//! A connection that has been switched to another protocol is taken out of Pingora's hands ([`take`]), which keep a
+//! closed one.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,20 +25,29 @@ use tokio::time::{Sleep, sleep};
 
 /// What every HTTP/2 client begins with (RFC 9113 §3.4), in bytes.
 const GREETING_BYTES: usize = 24;
+/// The id of a connection that was taken: no descriptor's.
+const CLOSED: UniqueIDType = -1;
 
 /// Wraps `stream`. `stall`: how long the client may take nothing at all.
 pub fn live(stream: Stream, stall: Duration) -> Stream {
-    Box::new(Live { inner: stream, unflushed: false, stall, stalled: None, greeting: None })
+    Box::new(Live { inner: Mutex::new(Some(stream)), unflushed: false, stall, stalled: None, greeting: None })
 }
 
 /// The same for HTTP/2, whose client has to begin within `greeting`: Pingora would wait for it without end.
 pub fn live_h2(stream: Stream, stall: Duration, greeting: Duration) -> Stream {
     let greeting = Some((GREETING_BYTES, Box::pin(sleep(greeting))));
-    Box::new(Live { inner: stream, unflushed: false, stall, stalled: None, greeting })
+    Box::new(Live { inner: Mutex::new(Some(stream)), unflushed: false, stall, stalled: None, greeting })
+}
+
+/// Takes the connection out of its wrapper. What is left is closed: it reads nothing, and takes nothing. `None`: it was
+/// not wrapped here, or has been taken.
+pub fn take(stream: &Stream) -> Option<Stream> {
+    stream.as_ref().as_any().downcast_ref::<Live>()?.known().take()
 }
 
 struct Live {
-    inner: Stream,
+    /// `None`: it was taken.
+    inner: Mutex<Option<Stream>>,
     /// Bytes were written that may still be in a buffer.
     unflushed: bool,
     stall: Duration,
@@ -52,6 +64,15 @@ impl std::fmt::Debug for Live {
 }
 
 impl Live {
+    fn known(&self) -> MutexGuard<'_, Option<Stream>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Without a lock: whoever polls it is alone with it.
+    fn stream(&mut self) -> Option<Pin<&mut Stream>> {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().map(Pin::new)
+    }
+
     /// Passes progress on; without progress, the time runs.
     fn timed<T>(&mut self, cx: &mut Context<'_>, progress: Poll<std::io::Result<T>>) -> Poll<std::io::Result<T>> {
         if progress.is_ready() {
@@ -68,7 +89,8 @@ impl Live {
 impl AsyncRead for Live {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
+        let read = stream.poll_read(cx, buf);
         if let Some((missing, timer)) = &mut self.greeting {
             *missing = missing.saturating_sub(buf.filled().len() - before);
             if *missing == 0 {
@@ -77,7 +99,11 @@ impl AsyncRead for Live {
                 return Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the client says nothing")));
             }
         }
-        if read.is_pending() && self.unflushed && Pin::new(&mut self.inner).poll_flush(cx)?.is_ready() {
+        if read.is_pending()
+            && self.unflushed
+            && let Some(stream) = self.stream()
+            && stream.poll_flush(cx)?.is_ready()
+        {
             self.unflushed = false;
         }
         read
@@ -87,7 +113,8 @@ impl AsyncRead for Live {
 impl AsyncWrite for Live {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
-        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        let Some(stream) = self.stream() else { return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())) };
+        let written = stream.poll_write(cx, buf);
         self.timed(cx, written)
     }
 
@@ -97,16 +124,18 @@ impl AsyncWrite for Live {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
-        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        let Some(stream) = self.stream() else { return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())) };
+        let written = stream.poll_write_vectored(cx, bufs);
         self.timed(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.known().as_ref().is_some_and(|stream| stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
+        let flushed = stream.poll_flush(cx);
         if matches!(flushed, Poll::Ready(Ok(()))) {
             self.unflushed = false;
         }
@@ -114,7 +143,8 @@ impl AsyncWrite for Live {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+        let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
+        let shut = stream.poll_shutdown(cx);
         self.timed(cx, shut)
     }
 }
@@ -122,41 +152,44 @@ impl AsyncWrite for Live {
 #[async_trait]
 impl Shutdown for Live {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        let stream = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
+        if let Some(stream) = stream {
+            stream.shutdown().await;
+        }
     }
 }
 
 impl UniqueID for Live {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.known().as_ref().map_or(CLOSED, |stream| stream.id())
     }
 }
 
 impl Ssl for Live {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.known().as_ref().and_then(|stream| stream.get_ssl_digest())
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
+        self.known().as_ref().and_then(|stream| stream.selected_alpn_proto())
     }
 }
 
 impl GetTimingDigest for Live {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.known().as_ref().map(|stream| stream.get_timing_digest()).unwrap_or_default()
     }
 }
 
 impl GetProxyDigest for Live {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.known().as_ref().and_then(|stream| stream.get_proxy_digest())
     }
 }
 
 impl GetSocketDigest for Live {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.known().as_ref().and_then(|stream| stream.get_socket_digest())
     }
 }
 
@@ -207,6 +240,21 @@ mod tests {
         tokio::time::sleep(wait * 2).await;
         client.write_all(b"more").await.expect("written");
         server.read_exact(&mut greeting[..4]).await.expect("after it there is time");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_taken_leaves_a_closed_one() {
+        let (mut server, mut client) = pair(Duration::from_secs(60)).await;
+        let mut taken = take(&server).expect("wrapped");
+        assert!(take(&server).is_none(), "only once");
+        client.write_all(b"for the taker").await.expect("written");
+        assert_eq!(server.read(&mut [0; 8]).await.expect("ended"), 0);
+        server.write_all(b"x").await.expect_err("nobody is there");
+        server.flush().await.expect("nothing to do");
+        pingora_core::protocols::Shutdown::shutdown(server.as_mut()).await;
+        let mut heard = [0; 13];
+        taken.read_exact(&mut heard).await.expect("not shut down with it");
+        assert_eq!(&heard, b"for the taker");
     }
 
     #[tokio::test]

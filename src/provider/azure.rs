@@ -5,12 +5,11 @@
 //! Source: Azure OpenAI in Foundry Models, REST reference, as of 2026-11-20. That `preview` goes with the v1 paths is
 //! not verified against the service.
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{Provider, Target, openai_path, scheme};
+use super::{Placement, Provider, Target, openai_path};
 use crate::surface::Endpoint;
-use crate::units::Secret;
 
 /// What stands as it is in a segment of a path: RFC 3986's unreserved characters.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -50,12 +49,12 @@ impl Provider for Azure {
         })
     }
 
-    fn probe(&self) -> &'static str {
-        "/openai/v1/models"
+    fn probe(&self) -> Option<&'static str> {
+        Some("/openai/v1/models")
     }
 
-    fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
-        Some((HeaderName::from_static("api-key"), scheme("", key)?))
+    fn placement(&self) -> Placement {
+        Placement::header(HeaderName::from_static("api-key"), "")
     }
 
     fn takes_api_version(&self) -> bool {

@@ -4,13 +4,19 @@
 use std::borrow::Cow;
 use std::fmt::Debug;
 
-use http::{HeaderName, HeaderValue};
+use serde_json::Value;
 
+use crate::refusal::Refusal;
 use crate::surface::Endpoint;
-use crate::units::Secret;
 
 mod azure;
+mod credential;
+mod deepgram;
+mod elevenlabs;
+mod generic;
 mod openai;
+
+pub use credential::{Credential, Placement};
 
 /// What a provider's API looks like from outside.
 pub trait Provider: Sync + Send + Debug {
@@ -21,15 +27,15 @@ pub trait Provider: Sync + Send + Debug {
     /// Where an endpoint is, for a model of this name and the version of the API that the config may name. `None`: it
     /// has no such endpoint.
     fn target(&self, endpoint: Endpoint, model: &str, api_version: Option<&str>) -> Option<Target>;
-    /// The header that carries its credential. `None`: the key cannot stand in a header.
-    fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)>;
+    /// Where its credential stands, unless the config says otherwise.
+    fn placement(&self) -> Placement;
     /// Whether its config may name a version of the API.
     fn takes_api_version(&self) -> bool {
         false
     }
 
-    /// A path below the base URL that a free GET is for, to see whether a peer is well.
-    fn probe(&self) -> &'static str;
+    /// A path below the base URL that a free GET is for, to see whether a peer is well. `None`: nobody knows one.
+    fn probe(&self) -> Option<&'static str>;
     /// Whether a 404 says that the provider does not have this model, and another one may.
     fn lacks_model(&self, status: u16) -> bool {
         status == 404
@@ -38,6 +44,11 @@ pub trait Provider: Sync + Send + Debug {
     /// What people paste behind the address of its base URL although it is said here: longest first.
     fn own_paths(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// A refusal of ours as its own clients expect one; `id`: the request's. `None`: as OpenAI's do.
+    fn complaint(&self, _refusal: &Refusal, _id: &str) -> Option<Value> {
+        None
     }
 
     /// Whether it serves requests of this kind.
@@ -59,7 +70,8 @@ pub struct Target {
 }
 
 /// Every provider aulos knows. A new one is its file, its `mod` line and its place here.
-pub static ALL: &[&dyn Provider] = &[&openai::OpenAi, &azure::Azure];
+pub static ALL: &[&dyn Provider] =
+    &[&openai::OpenAi, &azure::Azure, &elevenlabs::ElevenLabs, &deepgram::Deepgram, &generic::Http];
 
 /// The provider of that name.
 pub fn by_kind(kind: &str) -> Option<&'static dyn Provider> {
@@ -77,39 +89,30 @@ fn openai_path(endpoint: Endpoint) -> Option<&'static str> {
     }
 }
 
-/// `scheme key` as a header value that no `Debug` prints.
-fn scheme(scheme: &str, key: &Secret) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(format!("{scheme}{}", key.expose())).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Secret;
 
     /// The contract every provider's file keeps.
     #[test]
-    fn every_provider_serves_something_and_signs_it() {
+    fn every_provider_is_found_and_signs_what_it_serves() {
         let key = Secret::new("provider-key").expect("not empty");
         for provider in ALL {
             let kind = provider.kind();
             assert!(by_kind(kind).is_some_and(|found| found.kind() == kind), "{kind} is found by its name");
             assert_eq!(ALL.iter().filter(|other| other.kind() == kind).count(), 1, "{kind} stands once");
-            assert!(Endpoint::FORWARDED.iter().any(|endpoint| provider.serves(*endpoint)), "{kind} serves something");
             for (endpoint, version) in Endpoint::FORWARDED.iter().flat_map(|e| [(e, None), (e, Some("2025-04-01"))]) {
                 let Some(target) = provider.target(*endpoint, "a model/ö?", version) else { continue };
                 let path = target.path;
                 assert!(path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok(), "{kind}: {path}");
                 assert!(!path.contains('?'), "{kind}: {path}");
             }
-            assert!(provider.probe().starts_with('/'), "{kind}");
+            assert!(provider.probe().is_none_or(|path| path.starts_with('/')), "{kind}");
             assert!(!provider.serves(Endpoint::Models), "{kind}: models are answered here");
-            let (_, value) = provider.credential(&key).expect("a plain key can be sent");
+            let signed = provider.placement().sign(&key).expect("a plain key can be sent");
+            let Credential::Header(_, value) = signed else { unreachable!("{kind}: a header keeps out of logs") };
             assert!(value.to_str().is_ok_and(|value| value.ends_with("provider-key")), "{kind}");
-            assert!(value.is_sensitive(), "{kind}");
-            let broken = Secret::new("line\nbreak").expect("not empty");
-            assert!(provider.credential(&broken).is_none(), "{kind}: a key cannot smuggle a header");
         }
     }
 }

@@ -2,11 +2,10 @@
 //!
 //! Source: the OpenAI API reference (audio, chat), as of 2026-11-20.
 
-use http::{HeaderName, HeaderValue, header};
+use http::header;
 
-use super::{Provider, Target, openai_path, scheme};
+use super::{Placement, Provider, Target, openai_path};
 use crate::surface::Endpoint;
-use crate::units::Secret;
 
 #[derive(Debug)]
 pub(super) struct OpenAi;
@@ -24,11 +23,11 @@ impl Provider for OpenAi {
         Some(Target { path: openai_path(endpoint)?.into(), query: None, names_model: false })
     }
 
-    fn probe(&self) -> &'static str {
-        "/models"
+    fn probe(&self) -> Option<&'static str> {
+        Some("/models")
     }
 
-    fn credential(&self, key: &Secret) -> Option<(HeaderName, HeaderValue)> {
-        Some((header::AUTHORIZATION, scheme("Bearer ", key)?))
+    fn placement(&self) -> Placement {
+        Placement::header(header::AUTHORIZATION, "Bearer")
     }
 }

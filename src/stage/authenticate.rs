@@ -3,6 +3,7 @@
 //! Every spelling of a credential is looked at; two that differ are refused. Unknown, expired and disabled keys
 //! get one and the same answer, after the same work.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, header};
@@ -32,8 +33,12 @@ static BARE_HEADERS: [(&str, HeaderName); 4] = [
     ("xi-api-key", HeaderName::from_static("xi-api-key")),
     ("x-goog-api-key", HeaderName::from_static("x-goog-api-key")),
 ];
-/// Query parameters that carry one for clients that cannot set a header. Not for the endpoints of this version.
-pub const QUERY_CREDENTIALS: [&str; 5] = ["key", "token", "api-key", "api_key", "access_token"];
+/// Query parameters that carry one for clients that cannot set a header; only passthrough takes them.
+pub const QUERY_CREDENTIALS: [&str; 6] = ["key", "token", "api-key", "api_key", "access_token", "xi-api-key"];
+/// Before a credential in a sub-protocol, as OpenAI's browser clients send it.
+const SUB_PROTOCOL: &str = "openai-insecure-api-key.";
+/// Sub-protocols behind which a credential stands as one of its own, as Deepgram's browser clients send it.
+const SCHEMES: [&str; 2] = ["token", "bearer"];
 /// What clients of GoModel call the user path header.
 pub const USER_PATH_ALIAS: HeaderName = HeaderName::from_static("x-gomodel-user-path");
 
@@ -50,13 +55,27 @@ impl From<Refusal> for Denied {
     }
 }
 
+/// Where a credential may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    Headers,
+    /// Also in the query and in a sub-protocol: for clients that cannot set a header.
+    Anywhere,
+}
+
 /// Finds the caller. `now` is the wall clock, which a key's expiry is read by.
-pub fn caller(state: &State, headers: &HeaderMap, query: &str, now: Timestamp) -> Result<Caller, Denied> {
+pub fn caller(
+    state: &State,
+    headers: &HeaderMap,
+    query: &str,
+    places: Places,
+    now: Timestamp,
+) -> Result<Caller, Denied> {
     let (key, spelling) = match &state.anonymous {
         Some(key) => (key, "none"),
         None => {
-            let (presented, spelling) = credential(headers, query)?;
-            (state.key(&KeyHash::of(presented)).ok_or(Refusal::InvalidKey)?, spelling)
+            let (presented, spelling) = credential(headers, query, places)?;
+            (state.key(&KeyHash::of(&presented)).ok_or(Refusal::InvalidKey)?, spelling)
         }
     };
     admit(state, key, spelling, headers, now)
@@ -91,7 +110,64 @@ pub fn is_credential(name: &str) -> bool {
         || BARE_HEADERS.iter().any(|(bare, _)| *bare == name)
 }
 
-fn credential<'h>(headers: &'h HeaderMap, query: &str) -> Result<(&'h [u8], &'static str), Refusal> {
+/// What a client offers to speak, one by one, in their order.
+pub fn sub_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim).filter(|offer| !offer.is_empty())
+}
+
+/// The credential among sub-protocols, and the offers that are left without it: those that only go with a credential
+/// are left away too.
+pub fn in_sub_protocols<'o>(offers: &[&'o str]) -> (Option<&'o str>, Vec<&'o str>) {
+    if let [scheme, key] = offers
+        && SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme))
+    {
+        return (Some(*key), Vec::new());
+    }
+    let key = offers.iter().find_map(|offer| offer.strip_prefix(SUB_PROTOCOL));
+    let is_left = |offer: &&&str| {
+        !["openai-insecure-api-key.", "openai-organization.", "openai-project."]
+            .iter()
+            .any(|prefix| offer.starts_with(prefix))
+    };
+    (key, offers.iter().filter(is_left).copied().collect())
+}
+
+type Presented<'h> = (Cow<'h, [u8]>, &'static str);
+
+fn credential<'h>(headers: &'h HeaderMap, query: &str, places: Places) -> Result<Presented<'h>, Refusal> {
+    let found = in_headers(headers)?.map(|(key, spelling)| (Cow::Borrowed(key), spelling));
+    let found = if places == Places::Anywhere { elsewhere(found, headers, query)? } else { found };
+    let is_in_query = || QUERY_CREDENTIALS.iter().any(|name| query_values(query, name).next().is_some());
+    if places == Places::Headers && !query.is_empty() && is_in_query() {
+        return Err(Refusal::MissingKey(
+            "An API key in the URL is not accepted here; send it as `Authorization: Bearer …`.",
+        ));
+    }
+    found.ok_or(Refusal::MissingKey("You didn't provide an API key. Send it as `Authorization: Bearer …`."))
+}
+
+/// Takes a credential from where browsers put it. All that are there have to be the same.
+fn elsewhere<'h>(
+    mut found: Option<Presented<'h>>,
+    headers: &'h HeaderMap,
+    query: &str,
+) -> Result<Option<Presented<'h>>, Refusal> {
+    let offers: Vec<&str> = sub_protocols(headers).collect();
+    let offered = in_sub_protocols(&offers).0.map(|key| (Cow::Borrowed(key.as_bytes()), "sub_protocol"));
+    let in_query = QUERY_CREDENTIALS.iter().flat_map(|name| query_values(query, name));
+    let in_query = in_query.map(|key| (Cow::Owned(key.into_bytes()), "query"));
+    for (key, spelling) in offered.into_iter().chain(in_query) {
+        match &found {
+            None => found = Some((key, spelling)),
+            Some((first, _)) if *first == key => {}
+            Some(_) => return Err(Refusal::ConflictingKeys),
+        }
+    }
+    Ok(found)
+}
+
+fn in_headers(headers: &HeaderMap) -> Result<Option<(&[u8], &'static str)>, Refusal> {
     let mut found: Option<(&[u8], &'static str)> = None;
     for (name, value) in headers {
         let (presented, spelling) = if name == header::AUTHORIZATION {
@@ -107,12 +183,7 @@ fn credential<'h>(headers: &'h HeaderMap, query: &str) -> Result<(&'h [u8], &'st
             Some(_) => return Err(Refusal::ConflictingKeys),
         }
     }
-    if !query.is_empty() && QUERY_CREDENTIALS.iter().any(|name| query_values(query, name).next().is_some()) {
-        return Err(Refusal::MissingKey(
-            "An API key in the URL is not accepted here; send it as `Authorization: Bearer …`.",
-        ));
-    }
-    found.ok_or(Refusal::MissingKey("You didn't provide an API key. Send it as `Authorization: Bearer …`."))
+    Ok(found)
 }
 
 /// The credential of an `Authorization` header. Another scheme's text is no key of ours, and is looked up as one.
@@ -182,7 +253,7 @@ mod tests {
 
     fn ask(pairs: &[(&'static str, &str)], query: &str) -> Result<(String, String, &'static str), Refusal> {
         let now = "2026-11-20T12:00:00Z".parse().expect("a time");
-        let caller = caller(&state(), &headers(pairs), query, now).map_err(|denied| denied.refusal)?;
+        let caller = caller(&state(), &headers(pairs), query, Places::Headers, now).map_err(|denied| denied.refusal)?;
         Ok((caller.key.name.clone(), caller.user_path, caller.spelling))
     }
 
@@ -199,6 +270,55 @@ mod tests {
             (&[("authorization", "Bearer omx_live_1"), ("api-key", "omx_live_1")], "bearer"),
         ] {
             assert_eq!(ask(pairs, ""), Ok(("mobile".into(), "/team/mobile".into(), want)), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn browsers_put_a_key_where_they_can_and_only_where_it_is_looked_for() {
+        const PROTOCOL: &str = "sec-websocket-protocol";
+        let anywhere = |pairs: &[(&'static str, &str)], query| {
+            let now = "2026-11-20T12:00:00Z".parse().expect("a time");
+            let caller = caller(&state(), &headers(pairs), query, Places::Anywhere, now);
+            caller.map(|caller| caller.spelling).map_err(|denied| denied.refusal)
+        };
+        let bearer = ("authorization", "Bearer omx_live_1");
+        for (pairs, query, want) in [
+            (&[][..], "x=1&key=omx_live_1", Ok("query")),
+            (&[], "token=omx%5Flive_1", Ok("query")),
+            (&[], "api-key=omx_live_1&key=omx_live_1", Ok("query")),
+            (&[], "xi-api-key=omx_live_1", Ok("query")),
+            (&[bearer], "token=omx_live_1", Ok("bearer")),
+            (&[bearer], "token=another", Err(Refusal::ConflictingKeys)),
+            (&[], "key=omx_live_1&token=another", Err(Refusal::ConflictingKeys)),
+            (&[(PROTOCOL, "realtime, openai-insecure-api-key.omx_live_1, openai-beta.x")], "", Ok("sub_protocol")),
+            (&[(PROTOCOL, "Token,omx_live_1")], "", Ok("sub_protocol")),
+            (&[(PROTOCOL, "token"), (PROTOCOL, "omx_live_1")], "", Ok("sub_protocol")),
+            (&[bearer, (PROTOCOL, "token, another")], "", Err(Refusal::ConflictingKeys)),
+            (&[bearer, (PROTOCOL, "chat, superchat")], "", Ok("bearer")),
+            (&[(PROTOCOL, "token, wrong")], "", Err(Refusal::InvalidKey)),
+        ] {
+            assert_eq!(anywhere(pairs, query), want, "{pairs:?} {query}");
+            if !pairs.iter().any(|(name, _)| *name == "authorization") {
+                assert!(ask(pairs, query).is_err(), "elsewhere it is none: {pairs:?} {query}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sub_protocol_that_is_a_credential_is_not_spoken() {
+        for (offers, key, left) in [
+            (
+                &["realtime", "openai-insecure-api-key.k", "openai-organization.o", "v1"][..],
+                Some("k"),
+                &["realtime", "v1"][..],
+            ),
+            (&["token", "k"], Some("k"), &[]),
+            (&["bearer", "k"], Some("k"), &[]),
+            (&["token", "k", "x"], None, &["token", "k", "x"]),
+            (&["chat"], None, &["chat"]),
+            (&[], None, &[]),
+        ] {
+            assert_eq!(in_sub_protocols(offers), (key, left.to_vec()), "{offers:?}");
         }
     }
 
@@ -229,7 +349,8 @@ mod tests {
             .map(|key| ask(&[("api-key", key)], "").expect_err("refused").body())
             .into_iter()
             .collect();
-        let expired = caller(&state(), &headers(&[("api-key", "old")]), "", Timestamp::MAX).expect_err("refused");
+        let expired = caller(&state(), &headers(&[("api-key", "old")]), "", Places::Headers, Timestamp::MAX)
+            .expect_err("refused");
         assert_eq!(expired.caller.map(|caller| caller.key.name.clone()).as_deref(), Some("old"), "the record knows");
         assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "one answer, whatever is wrong with the key");
     }
@@ -269,8 +390,14 @@ mod tests {
         let settings = || testing::settings("");
         let now = Timestamp::UNIX_EPOCH;
         let insecure = State::new(settings(), true);
-        assert!(caller(&insecure, &HeaderMap::new(), "", now).is_ok_and(|caller| caller.key.name == "anonymous"));
+        assert!(
+            caller(&insecure, &HeaderMap::new(), "", Places::Headers, now)
+                .is_ok_and(|caller| caller.key.name == "anonymous")
+        );
         let closed = State::new(settings(), false);
-        assert_eq!(caller(&closed, &HeaderMap::new(), "", now).expect_err("refused").refusal.status(), 401);
+        assert_eq!(
+            caller(&closed, &HeaderMap::new(), "", Places::Headers, now).expect_err("refused").refusal.status(),
+            401
+        );
     }
 }

@@ -18,6 +18,8 @@ pub struct Editor {
 enum Body {
     Json(Splice),
     Form(Box<FormEditor>),
+    /// Nothing changes.
+    Pass,
 }
 
 /// Why a body does not go on.
@@ -39,6 +41,7 @@ impl Editor {
                 let length = known.len.and_then(|len| len.checked_add_signed(splice.delta()));
                 Self { body: Body::Json(splice), length }
             }
+            Task::Pass(_) => Self { body: Body::Pass, length: known.len },
             Task::Upload(upload) => {
                 let change = Change::new(upload, name);
                 // Of a form whose length was declared nothing is sent before it is known what changes in it, but
@@ -63,13 +66,14 @@ impl Editor {
         match &mut self.body {
             Body::Json(splice) => Ok(splice.push(chunk)),
             Body::Form(form) => form.push(chunk, end),
+            Body::Pass => Ok(chunk),
         }
     }
 
     /// What is recorded of a form.
     pub fn facts(&self) -> Option<Facts> {
         match &self.body {
-            Body::Json(_) => None,
+            Body::Json(_) | Body::Pass => None,
             Body::Form(editor) => Some(editor.form.facts()),
         }
     }

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use jiff::Timestamp;
 
 use crate::refusal::Refusal;
-use crate::stage::route::Plan;
+use crate::stage::route::{Again, Plan};
 use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::breaker::Standing;
@@ -57,6 +57,17 @@ impl Meaning {
             408 | 500.. => Self::Peer,
             429 => Self::Limited,
             _ if lacks_model => Self::Deployment,
+            _ => Self::Final,
+        }
+    }
+
+    /// The same for bytes that pass through: any status is an answer, and says nothing of the peer, as callers choose
+    /// what they ask for. What it says of the key is heard.
+    pub fn of_passed(status: u16, again: Again) -> Self {
+        match status {
+            401 => Self::Refused,
+            429 => Self::Limited,
+            408 | 500.. if again == Again::Failed => Self::Peer,
             _ => Self::Final,
         }
     }
@@ -110,7 +121,7 @@ impl Failures {
     /// done twice only if the body had not been sent.
     pub fn may_repeat(&mut self, plan: &Plan, whole: bool) -> bool {
         let is_first = !std::mem::replace(&mut self.repeated, true);
-        is_first && !(whole && plan.at_most_once)
+        is_first && !(whole && plan.again == Again::NotWhole)
     }
 
     /// Whether nothing has failed yet.
@@ -221,6 +232,22 @@ mod tests {
     }
 
     #[test]
+    fn what_passes_through_says_little_of_anybody() {
+        for (status, again, want) in [
+            (200, Again::Failed, Meaning::Final),
+            (401, Again::Unsent, Meaning::Refused),
+            (403, Again::Failed, Meaning::Final),
+            (404, Again::Failed, Meaning::Final),
+            (429, Again::Unsent, Meaning::Limited),
+            (500, Again::Unsent, Meaning::Final),
+            (500, Again::Failed, Meaning::Peer),
+            (408, Again::Failed, Meaning::Peer),
+        ] {
+            assert_eq!(Meaning::of_passed(status, again), want, "{status} {again:?}");
+        }
+    }
+
+    #[test]
     fn an_earlier_answer_is_told_only_where_there_is_no_later_one() {
         let mut headers = HeaderMap::new();
         headers.insert("retry-after", http::HeaderValue::from_static("7"));
@@ -245,13 +272,16 @@ mod tests {
 
     #[test]
     fn a_dead_connection_is_replaced_once_and_not_where_it_may_have_been_alive() {
-        let plan = |at_most_once| Plan { model: "m".into(), routes: Vec::new(), at_most_once };
-        for (at_most_once, whole, want) in
-            [(false, true, true), (false, false, true), (true, false, true), (true, true, false)]
-        {
+        let plan = |again| Plan { model: "m".into(), routes: Vec::new(), again };
+        for (again, whole, want) in [
+            (Again::Failed, true, true),
+            (Again::Failed, false, true),
+            (Again::NotWhole, false, true),
+            (Again::NotWhole, true, false),
+        ] {
             let mut failures = Failures::default();
-            assert_eq!(failures.may_repeat(&plan(at_most_once), whole), want, "{at_most_once} {whole}");
-            assert!(!failures.may_repeat(&plan(at_most_once), whole), "only once");
+            assert_eq!(failures.may_repeat(&plan(again), whole), want, "{again:?} {whole}");
+            assert!(!failures.may_repeat(&plan(again), whole), "only once");
         }
     }
 }

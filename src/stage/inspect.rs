@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::catalog::Entry;
 use crate::config::settings::Model;
 use crate::refusal::{MODEL_BYTES_MAX, Refusal};
+use crate::stage::passthrough::Pass;
 use crate::surface::{Endpoint, Place, query_values};
 use crate::units::printable;
 use crate::wire::json::{self, Kind, Member};
@@ -52,6 +53,7 @@ pub enum Task {
     Speech(Speech),
     Chat(Chat),
     Upload(Upload),
+    Pass(Pass),
 }
 
 /// What is known of an upload before its form has passed.
@@ -247,8 +249,18 @@ impl Call {
         match &self.task {
             Task::Speech(speech) => Some(&speech.body),
             Task::Chat(chat) => Some(&chat.body),
-            Task::Upload(_) => None,
+            Task::Upload(_) | Task::Pass(_) => None,
         }
+    }
+
+    /// Whether its bytes pass through as they are.
+    pub fn passes(&self) -> bool {
+        matches!(self.task, Task::Pass(_))
+    }
+
+    /// Whether the client offers to speak something else than HTTP.
+    pub fn upgrades(&self) -> bool {
+        matches!(&self.task, Task::Pass(pass) if pass.upgrade)
     }
 }
 

@@ -1,13 +1,15 @@
 //! The client's head → the provider's: path, host, credential, length. What belongs between the client and us
 //! stays here.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 
 use crate::config::settings::ProviderKey;
-use crate::provider::Target;
+use crate::provider::{Credential, Target};
 use crate::refusal::Refusal;
-use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, is_credential};
+use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, in_sub_protocols, is_credential, sub_protocols};
+use crate::stage::hops;
+use crate::stage::passthrough::Pass;
 use crate::stage::route::Leg;
 use crate::state::State;
 
@@ -29,9 +31,9 @@ pub fn head(
     let provider = &leg.provider;
     let mut parts = take(head);
     let target = target(&provider.base_url.path, &leg.target, parts.uri.query());
-    parts.uri = target.parse().map_err(|_| Refusal::Internal)?;
     let headers = &mut parts.headers;
-    strip(headers, &state.settings.server.user_path_header);
+    let user_path_header = &state.settings.server.user_path_header;
+    hops::remove(headers, |name| is_ours(name) || is_of_a_page(name) || name == user_path_header.as_str());
     headers.insert(header::HOST, provider.host.clone());
     // What passes is looked at for an echoed credential, which no coding may hide.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -39,11 +41,61 @@ pub fn head(
         Some(length) => headers.insert(header::CONTENT_LENGTH, length.into()),
         None => headers.remove(header::CONTENT_LENGTH),
     };
-    if let Some(ProviderKey { header: (name, value), .. }) = key {
-        headers.insert(name.clone(), value.clone());
-    }
+    parts.uri = signed(headers, target, key).parse().map_err(|_| Refusal::Internal)?;
     *head = parts.into();
     Ok(())
+}
+
+/// The same for what passes through: everything stays but for what is between the client and us.
+pub fn passed(
+    head: &mut RequestHeader,
+    state: &State,
+    leg: &Leg,
+    key: Option<&ProviderKey>,
+    pass: &Pass,
+) -> Result<(), Refusal> {
+    let mut parts = take(head);
+    let headers = &mut parts.headers;
+    hops::strip(headers);
+    let user_path_header = &state.settings.server.user_path_header;
+    hops::remove(headers, |name| is_ours(name) || name == user_path_header.as_str());
+    headers.insert(header::HOST, leg.provider.host.clone());
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if pass.upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        offer(headers)?;
+    }
+    parts.uri = signed(headers, pass.target.clone(), key).parse().map_err(|_| Refusal::Internal)?;
+    *head = parts.into();
+    Ok(())
+}
+
+/// Leaves what the client offers to speak, without its credential.
+fn offer(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    let offers: Vec<&str> = sub_protocols(headers).collect();
+    let left = in_sub_protocols(&offers).1;
+    if left.len() < offers.len() {
+        let left = HeaderValue::from_str(&left.join(", ")).map_err(|_| Refusal::Internal)?;
+        headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+        if !left.is_empty() {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, left);
+        }
+    }
+    Ok(())
+}
+
+/// Puts the credential where the provider looks for it; gives the target with it.
+fn signed(headers: &mut HeaderMap, target: String, key: Option<&ProviderKey>) -> String {
+    match key.map(|key| &key.credential) {
+        None => target,
+        Some(Credential::Header(name, value)) => {
+            headers.insert(name.clone(), value.clone());
+            target
+        }
+        Some(Credential::Query(pair)) if target.contains('?') => format!("{target}&{pair}"),
+        Some(Credential::Query(pair)) => format!("{target}?{pair}"),
+    }
 }
 
 fn take(head: &mut RequestHeader) -> http::request::Parts {
@@ -51,34 +103,22 @@ fn take(head: &mut RequestHeader) -> http::request::Parts {
     std::mem::replace(head, empty.into()).into()
 }
 
-fn strip(headers: &mut HeaderMap, user_path_header: &HeaderName) {
-    let ours: Vec<HeaderName> =
-        headers.keys().filter(|name| is_ours(name) || *name == user_path_header).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
-}
-
-/// Headers that carry a credential, say who we or the client are, or choose something at the provider that is the
-/// operator's to choose.
-fn is_ours(name: &HeaderName) -> bool {
-    let name = name.as_str();
+/// Headers that carry a credential, say who we or the client are, or choose whose account is used at the provider, which
+/// is the operator's to choose.
+fn is_ours(name: &str) -> bool {
     is_credential(name)
         || name.starts_with(OWN_PREFIX)
         || name.starts_with("x-forwarded-")
         || matches!(
             name,
-            "expect"
-                | "forwarded"
-                | "openai-organization"
-                | "openai-project"
-                | "origin"
-                | "referer"
-                | "set-cookie"
-                | "via"
-                | "x-real-ip"
+            "expect" | "forwarded" | "openai-organization" | "openai-project" | "set-cookie" | "via" | "x-real-ip"
         )
         || name == USER_PATH_ALIAS.as_str()
+}
+
+/// Headers of browsers: a page that may ask us is none of the provider's business.
+fn is_of_a_page(name: &str) -> bool {
+    matches!(name, "origin" | "referer")
 }
 
 /// The path at the provider, and the client's query without what was meant for us, or is ours to say.
@@ -106,7 +146,13 @@ mod tests {
 
     fn rewritten(config: &str, model: &str, target: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
         let state = State::new(testing::settings(config), true);
-        let anyone = authenticate::caller(&state, &http::HeaderMap::new(), "", jiff::Timestamp::UNIX_EPOCH);
+        let anyone = authenticate::caller(
+            &state,
+            &http::HeaderMap::new(),
+            "",
+            authenticate::Places::Headers,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
         let asked = Asked { model, provider: None, endpoint: Endpoint::Speech };
         let plan = plan(&state, &anyone.expect("insecure"), asked).expect("a route");
         let mut request = RequestHeader::build("POST", target.as_bytes(), None).expect("a head");

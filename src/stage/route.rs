@@ -18,8 +18,18 @@ pub struct Plan {
     pub model: String,
     /// The ways to serve it, in the order they are tried; at least one.
     pub routes: Vec<Leg>,
-    /// What was sent in full is never sent again.
-    pub at_most_once: bool,
+    pub again: Again,
+}
+
+/// When a request may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Wherever it failed.
+    Failed,
+    /// Where it had not been sent in full.
+    NotWhole,
+    /// Where nothing of it had been sent, as there was no connection.
+    Unsent,
 }
 
 /// One way to serve a request: a model at a provider.
@@ -69,7 +79,8 @@ pub fn plan(state: &State, caller: &Caller, asked: Asked<'_>) -> Result<Plan, Re
         return Err(Refusal::Unsupported { provider: lacking.unwrap_or_default() });
     }
     let at_most_once = state.settings.models.get(&served).is_some_and(|model| model.at_most_once);
-    Ok(Plan { model: served, routes: legs, at_most_once })
+    let again = if at_most_once { Again::NotWhole } else { Again::Failed };
+    Ok(Plan { model: served, routes: legs, again })
 }
 
 /// What a name stands for: the name it is served under, and its routes.
@@ -174,6 +185,7 @@ mod tests {
             user_path: path.to_owned(),
             workspace: None,
             allow,
+            passthrough: None,
             expires: None,
             disabled: false,
         };

@@ -6,6 +6,7 @@ use pingora::http::ResponseHeader;
 use crate::config::settings::ProviderKey;
 use crate::refusal::Refusal;
 use crate::stage::form::Facts;
+use crate::stage::hops;
 use crate::stage::inspect::{Call, Task};
 use crate::stage::route::Leg;
 use crate::wire::mask::{Mask, cover};
@@ -46,14 +47,15 @@ pub struct Origin {
     pub form: Option<Facts>,
 }
 
-/// Whether a provider's answer may reach the client. Interim heads are judged by [`interim`].
-pub fn accept(answer: &ResponseHeader) -> Result<(), Refusal> {
+/// Whether a provider's answer may reach the client. Interim heads are judged by [`interim`]. `passes`: any status does.
+pub fn accept(answer: &ResponseHeader, passes: bool) -> Result<(), Refusal> {
     let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
     // Pingora takes a repeated length for one, and would pass it on as it is.
     if lengths.next().is_some_and(|length| length.as_bytes().contains(&b',')) || lengths.next().is_some() {
         return Err(Refusal::UpstreamInvalid);
     }
     match answer.status.as_u16() {
+        _ if passes => Ok(()),
         401..=403 => Err(Refusal::ProviderAuth),
         // A redirect is never followed, and its `Location` is none of the client's business.
         100..=199 | 300..=399 => Err(Refusal::UpstreamInvalid),
@@ -78,10 +80,19 @@ pub fn head(answer: &mut ResponseHeader, sent: &Sent<'_>, call: &Call, origin: &
     let reason = reason.filter(|reason| !holds_key(reason)).map(str::to_owned);
     let mut parts = take(answer);
     let headers = &mut parts.headers;
-    strip(headers);
+    let passed = match &call.task {
+        Task::Pass(pass) => pass.kept(parts.status, headers, &sent.leg.provider.base_url),
+        _ => HeaderMap::new(),
+    };
+    hops::strip(headers);
+    hops::remove(headers, ends_here);
+    headers.extend(passed);
     redact(headers, sent);
-    if parts.status.is_success() && !headers.contains_key(header::CONTENT_TYPE) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(call, origin.form.as_ref())));
+    if let Some(media) = content_type(call, origin.form.as_ref())
+        && parts.status.is_success()
+        && !headers.contains_key(header::CONTENT_TYPE)
+    {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     }
     if parts.status.is_server_error() && origin.attempts > 1 {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -117,8 +128,10 @@ pub fn own(answer: &mut ResponseHeader, request_id: HeaderValue, asked: Option<(
 fn chosen(headers: &mut HeaderMap, leg: &Leg, attempts: usize) {
     let named = [(PROVIDER, &leg.provider.name), (MODEL, &leg.provider_model)];
     for (name, text) in named {
-        // A model's name may hold what no header can: then there is no header.
-        if let Ok(value) = HeaderValue::from_str(text) {
+        // A model's name may hold what no header can, or not be known: then there is no header.
+        if let Ok(value) = HeaderValue::from_str(text)
+            && !value.is_empty()
+        {
             headers.insert(name, value);
         }
     }
@@ -147,43 +160,9 @@ pub fn is_events(answer: &ResponseHeader) -> bool {
     media.get(..17).is_some_and(|media| media.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
-fn strip(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<String> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(|name| name.trim().to_ascii_lowercase())
-            // Framing is the next hop's own, whoever names it.
-            .filter(|name| name != "content-length" && name != "transfer-encoding")
-            .collect();
-        for name in named {
-            headers.remove(name.as_str());
-        }
-    }
-    let dropped: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name.as_str())).cloned().collect();
-    for name in dropped {
-        headers.remove(name);
-    }
-}
-
-/// Headers that end at us, whether or not `Connection` names them, and those no gateway may relay.
+/// Whether a header ends at us, whether or not `Connection` names it, or is one that no gateway may relay.
 fn ends_here(name: &str) -> bool {
-    name.starts_with(OWN_PREFIX)
-        || matches!(
-            name,
-            "alt-svc"
-                | "connection"
-                | "keep-alive"
-                | "location"
-                | "proxy-authenticate"
-                | "proxy-connection"
-                | "set-cookie"
-                | "te"
-                | "trailer"
-                | "upgrade"
-        )
+    name.starts_with(OWN_PREFIX) || matches!(name, "alt-svc" | "location" | "set-cookie")
 }
 
 /// Covers the provider's key wherever it stands in a header.
@@ -200,24 +179,25 @@ fn redact(headers: &mut HeaderMap, sent: &Sent<'_>) {
 }
 
 /// The type of an answer whose provider did not say: what was asked for.
-fn content_type(call: &Call, form: Option<&Facts>) -> &'static str {
+fn content_type(call: &Call, form: Option<&Facts>) -> Option<&'static str> {
     const EVENTS: &str = "text/event-stream";
     const JSON: &str = "application/json";
     let speech = match &call.task {
         Task::Speech(speech) => speech,
-        Task::Chat(chat) => return if chat.stream { EVENTS } else { JSON },
+        Task::Pass(_) => return None,
+        Task::Chat(chat) => return Some(if chat.stream { EVENTS } else { JSON }),
         Task::Upload(_) => {
-            return match form.map(|form| (form.stream, form.response_format.as_deref())) {
+            return Some(match form.map(|form| (form.stream, form.response_format.as_deref())) {
                 Some((true, _)) => EVENTS,
                 Some((false, Some("text" | "srt" | "vtt"))) => "text/plain; charset=utf-8",
                 _ => JSON,
-            };
+            });
         }
     };
     if speech.events {
-        return EVENTS;
+        return Some(EVENTS);
     }
-    match speech.format().unwrap_or("mp3") {
+    Some(match speech.format().unwrap_or("mp3") {
         "mp3" => "audio/mpeg",
         "opus" => "audio/ogg",
         "aac" => "audio/aac",
@@ -225,7 +205,7 @@ fn content_type(call: &Call, form: Option<&Facts>) -> &'static str {
         "wav" => "audio/wav",
         "pcm" => "audio/pcm",
         _ => "application/octet-stream",
-    }
+    })
 }
 
 #[cfg(test)]
@@ -240,7 +220,13 @@ mod tests {
 
     fn planned() -> Plan {
         let state = State::new(testing::settings(""), true);
-        let anyone = authenticate::caller(&state, &http::HeaderMap::new(), "", jiff::Timestamp::UNIX_EPOCH);
+        let anyone = authenticate::caller(
+            &state,
+            &http::HeaderMap::new(),
+            "",
+            authenticate::Places::Headers,
+            jiff::Timestamp::UNIX_EPOCH,
+        );
         let asked = Asked { model: "openai/tts-1", provider: None, endpoint: Endpoint::Speech };
         plan(&state, &anyone.expect("insecure"), asked).expect("a route")
     }
@@ -339,12 +325,12 @@ mod tests {
             (101, Some("upstream_invalid_response")),
         ] {
             let answer = ResponseHeader::build(status, None).expect("a head");
-            assert_eq!(accept(&answer).err().map(|refusal| refusal.code()), want, "{status}");
+            assert_eq!(accept(&answer, false).err().map(|refusal| refusal.code()), want, "{status}");
         }
         for lengths in [&["5, 5"][..], &["5", "5"]] {
             let mut answer = ResponseHeader::build(200, None).expect("a head");
             lengths.iter().for_each(|length| _ = answer.append_header("content-length", *length).expect("a header"));
-            assert_eq!(accept(&answer).err().map(|refusal| refusal.code()), Some("upstream_invalid_response"));
+            assert_eq!(accept(&answer, false).err().map(|refusal| refusal.code()), Some("upstream_invalid_response"));
         }
         let interim_of = |status| ResponseHeader::build(status, None).expect("a head");
         assert!(interim(&interim_of(103), 1).is_ok());

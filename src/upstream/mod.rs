@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use pingora_core::connectors::TransportConnector;
 
 use crate::config::settings::{self, Provider, ProviderKey, Settings};
+use crate::provider::Credential;
 use breaker::{Breaker, Standing};
 use keys::{Cause, Keys};
 use pool::{Health, Pool, Source};
@@ -116,9 +117,17 @@ fn reached(provider: &Provider, health: Health) -> Source {
     }
 }
 
+/// A free GET, where the provider's kind knows one.
 fn asked(provider: &Provider, key: Option<&ProviderKey>, accept: fn(u16) -> bool) -> Health {
-    let path = format!("{}{}", provider.base_url.path, provider.kind.probe());
-    Health::Http { path, headers: key.map(|key| key.header.clone()).into_iter().collect(), accept }
+    let Some(probe) = provider.kind.probe() else { return Health::Tcp };
+    let mut path = format!("{}{probe}", provider.base_url.path);
+    let mut headers = Vec::new();
+    match key.map(|key| &key.credential) {
+        Some(Credential::Header(name, value)) => headers.push((name.clone(), value.clone())),
+        Some(Credential::Query(pair)) => path = format!("{path}?{pair}"),
+        None => {}
+    }
+    Health::Http { path, headers, accept }
 }
 
 /// Asks every peer of a provider with every key for what costs nothing. Gives what came of it, by peer and by the

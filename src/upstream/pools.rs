@@ -55,6 +55,11 @@ impl Pools {
         }
     }
 
+    /// What probes connect with, and whoever else needs a connection outside of the proxy.
+    pub fn connector(&self) -> &TransportConnector {
+        &self.connector
+    }
+
     /// Every pool of the config that runs, by name.
     pub fn all(&self) -> Vec<Arc<Pool>> {
         self.current.load().values().map(|running| Arc::clone(&running.pool)).collect()

@@ -16,6 +16,7 @@ use crate::refusal::Refusal;
 use crate::stage::authenticate::Caller;
 use crate::stage::edit::{self, Known, Place};
 use crate::stage::form::Form;
+use crate::stage::hops;
 use crate::stage::inspect::{self, Call, Named};
 use crate::stage::passthrough;
 use crate::stage::route::{self, Again, Plan};
@@ -47,9 +48,11 @@ pub async fn pass(
     let path = passthrough::target(&provider.base_url.path, rest);
     passthrough::permit(state, caller, provider, &path)?;
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    // Without `Connection` it is somebody's else, who does not know that this connection would be switched.
     let upgrade = client.is_upgrade_req()
         && head.method == Method::GET
-        && head.headers.get(header::UPGRADE).is_some_and(is_websocket);
+        && head.headers.get(header::UPGRADE).is_some_and(is_websocket)
+        && hops::is_named(&head.headers, "upgrade");
     let pass = passthrough::pass(provider, &path, head.uri.query(), &head.headers, upgrade);
     let declared = read::declared(head, usize::MAX)?;
     let may_repeat = !upgrade && head.headers.contains_key("idempotency-key");

@@ -85,7 +85,7 @@ impl Gateway {
         let host = host(head, &state);
         let passes =
             (host.is_some() || path.starts_with(surface::PASSTHROUGH)).then(|| passthrough::place(&state, host, &path));
-        exchange.dialect = passes.as_ref().and_then(|place| Some(place.as_ref().ok()?.0.kind));
+        exchange.dialect = passes.as_ref().and_then(|_| passthrough::dialect(&state, host, &path));
         let places = if passes.is_some() { Places::Anywhere } else { Places::Headers };
         // Who asks is for the record, whatever is asked; that nothing is there is said to everybody.
         let denied = match authenticate::caller(&state, &head.headers, &query, places, exchange.ts) {
@@ -221,8 +221,8 @@ fn host<'s>(head: &RequestHeader, state: &'s State) -> Option<&'s str> {
     }
     let named = head.uri.authority().map(Authority::as_str);
     let named = named.or_else(|| head.headers.get(header::HOST)?.to_str().ok())?;
-    let host = named.parse::<Authority>().ok()?.host().trim_end_matches('.').to_ascii_lowercase();
-    hosts.get(&host).map(String::as_str)
+    let host = named.parse::<Authority>().ok()?.host().to_ascii_lowercase();
+    hosts.get(host.strip_suffix('.').unwrap_or(&host)).map(String::as_str)
 }
 
 /// Which endpoint a head is for.
@@ -416,7 +416,8 @@ impl ProxyHttp for Gateway {
         attempt.log.status = Some(status);
         attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
         // What is no answer at all is a failure, and not judged by its status.
-        let accepted = stream::accept(head, passes);
+        let is_switched = head.status != StatusCode::SWITCHING_PROTOCOLS || stream::is_switched(head);
+        let accepted = if is_switched { stream::accept(head, passes) } else { Err(Refusal::UpstreamInvalid) };
         if matches!(accepted, Err(Refusal::UpstreamInvalid)) {
             return accepted.map_err(refused);
         }

@@ -14,6 +14,7 @@ use crate::config::settings::Key;
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{self, Caller};
 use crate::stage::inspect::{self, Call, Media};
+use crate::stage::passthrough;
 use crate::stage::rewrite;
 use crate::stage::route::{self, Plan};
 use crate::state::State;
@@ -107,6 +108,9 @@ impl Dry<'_> {
             said.push(("answer", "is made here, no provider is asked".to_owned()));
             return Ok(());
         }
+        if place.endpoint == Endpoint::Passthrough {
+            return self.passed(&caller, said);
+        }
         let named = inspect::named(&place, self.headers, self.uri.query().unwrap_or_default())?;
         if place.endpoint.is_upload() {
             let boundary = self.boundary(place.endpoint)?;
@@ -141,6 +145,19 @@ impl Dry<'_> {
         Ok(caller)
     }
 
+    fn passed(&self, caller: &Caller, said: &mut Vec<(&'static str, String)>) -> Result<(), Refusal> {
+        let (provider, rest) = passthrough::place(self.state, None, self.uri.path())?;
+        let path = passthrough::target(&provider.base_url.path, rest);
+        passthrough::permit(self.state, caller, provider, &path)?;
+        let judged = if self.args.key.is_some() { "allowed" } else { "not judged without --key" };
+        said.push(("access", judged.to_owned()));
+        let pass = passthrough::pass(provider, &path, self.uri.query(), self.headers, false);
+        said.push(("candidate", format!("{} at {}{}", provider.name, provider.base_url.origin(), pass.target)));
+        said.extend(self.standings.of(&provider.name));
+        said.push(("body", "is sent as it is".to_owned()));
+        Ok(())
+    }
+
     fn routed(&self, caller: &Caller, call: &Call, said: &mut Vec<(&'static str, String)>) -> Result<(), Refusal> {
         let name = self.state.unaliased(&call.model);
         let kind = match () {
@@ -155,10 +172,9 @@ impl Dry<'_> {
         said.push(("access", judged.to_owned()));
         for (n, leg) in (1..).zip(&plan.routes) {
             let base = &leg.provider.base_url;
-            let scheme = if base.tls { "https" } else { "http" };
             let target = rewrite::target(&base.path, &leg.target, self.uri.query());
             let (provider, model) = (&leg.provider.name, &leg.provider_model);
-            said.push(("candidate", format!("{n}. {provider}/{model} at {scheme}://{}{target}", base.authority())));
+            said.push(("candidate", format!("{n}. {provider}/{model} at {}{target}", base.origin())));
             said.extend(self.standings.of(provider));
         }
         let mut plan = plan;
@@ -287,6 +303,19 @@ mod tests {
         }
         let (said, refusal) = dry(None, "/v1/audio/speech", None, &[]);
         assert!(refusal.is_none() && said.contains("--json"), "{said}");
+    }
+
+    #[test]
+    fn what_passes_through_is_said_too() {
+        let (said, refusal) = dry(None, "/p/openai/v1/files?x=%2f&key=k", None, &[]);
+        assert!(refusal.is_none() && said.contains("openai at https://api.openai.com/v1/files?x=%2f\n"), "{said}");
+        for (key, path, code) in [
+            (Some("few"), "/p/local/v1", "forbidden"),
+            (None, "/p/nobody/v1", "unknown_provider"),
+            (None, "/p/openai/../x", "invalid_path"),
+        ] {
+            assert_eq!(dry(key, path, None, &[]).1, Some(code), "{path}");
+        }
     }
 
     #[test]

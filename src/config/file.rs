@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -52,15 +53,16 @@ pub(super) fn settings(reader: &Reader<'_>, tree: DeTable<'_>) -> Settings {
         |(name, item): Entry<'_, '_>| Some((name.get_ref().clone(), provider(reader, name.into_inner(), item)?.into()));
     let providers = written_providers.into_iter().filter_map(named);
     let named = |(name, item): Entry<'_, '_>| Some((name.into_inner(), model(item, &names)?));
-    let models = written_models.into_iter().filter_map(named);
+    let models: BTreeMap<String, Model> = written_models.into_iter().filter_map(named).collect();
+    let providers: BTreeMap<String, Arc<Provider>> = providers.collect();
     Settings {
         server,
         timeouts,
         limits,
         spool,
         failover,
-        providers: providers.collect(),
-        models: models.collect(),
+        providers,
+        models,
         hosts: hosts(reader, written_hosts, &names),
         aliases: names.aliases(reader, written_aliases),
         keys: access::keys(reader, written_keys, &names),
@@ -320,18 +322,22 @@ fn provider(reader: &Reader<'_>, name: String, item: Item) -> Option<Provider> {
 fn placement(item: Item) -> Option<Placement> {
     let reader = item.reader;
     let mut table = item.section()?;
-    let header = table.take("header").and_then(|item| item.parse("the name of a header", credential_header));
-    let scheme = table.take("scheme").and_then(|item| item.parse("one word", scheme));
-    let query = table.take("query").and_then(|item| item.parse(WORD, values::name).map(str::to_owned));
+    let (header, scheme, query) = (table.take("header"), table.take("scheme"), table.take("query"));
     let span = table.span();
     table.finish();
     match (header, scheme, query) {
-        (Some(name), scheme, None) => Some(Placement::Header { name, scheme: scheme.unwrap_or_default().into() }),
-        (None, None, Some(name)) => Some(Placement::Query { name }),
+        (Some(header), scheme, None) => {
+            let name = header.parse("the name of a header", credential_header)?;
+            let scheme =
+                scheme.map(|item| item.parse("one word", one_word)).map_or(Some(String::new()), |word| word)?;
+            Some(Placement::Header { name, scheme: scheme.into() })
+        }
+        (None, None, Some(query)) => {
+            Some(Placement::Query { name: query.parse(WORD, values::name).map(str::to_owned)? })
+        }
         _ => {
-            let message =
-                "`credential` says one place: `{ header = \"…\" }`, perhaps with a `scheme`, or `{ query = \"…\" }`";
-            reader.report(Finding::error(span, message));
+            let help = "`{ header = \"…\" }`, perhaps with a `scheme`, or `{ query = \"…\" }`";
+            reader.report(Finding::error(span, "`credential` says one place").help(help));
             None
         }
     }
@@ -344,7 +350,7 @@ fn credential_header(text: &str) -> Option<HeaderName> {
     HeaderName::try_from(text).ok().filter(|name| !TAKEN.contains(&name.as_str()))
 }
 
-fn scheme(text: &str) -> Option<String> {
+fn one_word(text: &str) -> Option<String> {
     let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     is_word.then(|| text.to_owned())
 }

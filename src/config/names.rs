@@ -3,14 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use toml::de::DeValue;
+
 use super::complaint::{Finding, quote};
 use super::settings::{Route, Selector};
 use super::table::{Entry, Item, Reader};
 use super::values;
+use crate::provider;
+use crate::surface::Endpoint;
 
 /// Every name of the file, also of what is wrong otherwise: a name that is there is never called unknown.
 pub(super) struct Names {
     providers: BTreeSet<String>,
+    /// Those whose kind serves nothing but passthrough.
+    passing: BTreeSet<String>,
     models: BTreeMap<String, Range<usize>>,
     aliases: BTreeSet<String>,
 }
@@ -33,8 +39,10 @@ impl Names {
             }
         }
         let names = |named: &[Entry]| named.iter().map(|(name, _)| name.get_ref().clone()).collect();
+        let passing = providers.iter().filter(|(_, item)| passes_only(item)).map(|(name, _)| name.get_ref().clone());
         Self {
             providers: names(providers),
+            passing: passing.collect(),
             models: models.iter().map(|(name, _)| (name.get_ref().clone(), name.span())).collect(),
             aliases: names(aliases),
         }
@@ -48,6 +56,11 @@ impl Names {
             None => item.reader.report(item.refuse("`provider/model`")),
             Some((provider, _)) if !self.providers.contains(provider) => {
                 item.reader.report(self.no_provider(item, text))
+            }
+            Some((provider, _)) if self.passing.contains(provider) => {
+                let message = format!("{} serves no models here", quote(provider));
+                let help = "its API is behind `/p/` alone, as it is";
+                item.reader.report(Finding::error(item.span(), message).help(help));
             }
             Some(_) => {}
         }
@@ -172,6 +185,13 @@ impl Names {
         }
         finding.suggest(text, "there are", self.servable()).help("it holds only for a provider's model of that name")
     }
+}
+
+/// Whether the kind that is written there serves none of the endpoints we know.
+fn passes_only(provider: &Item) -> bool {
+    let DeValue::Table(table) = provider.value() else { return false };
+    let kind = table.get("kind").and_then(|kind| kind.get_ref().as_str()).and_then(provider::by_kind);
+    kind.is_some_and(|kind| !Endpoint::FORWARDED.iter().any(|endpoint| kind.serves(*endpoint)))
 }
 
 fn split(text: &str) -> Option<(&str, &str)> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 
-use crate::provider::{Credential, Placement};
+use crate::provider::{Credential, Placement, encoded};
 use crate::surface::Endpoint;
 use crate::units::{KeyHash, Secret};
 use crate::wire::glob::Glob;
@@ -146,6 +146,8 @@ pub struct ProviderKey {
     pub secret: Secret,
     /// As it is sent.
     pub credential: Credential,
+    /// As it may come back: no answer may hold any of these.
+    pub spellings: Vec<Secret>,
 }
 
 /// How peers are asked whether they are well.
@@ -169,6 +171,11 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
+    /// `scheme://host[:port]`.
+    pub fn origin(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+
     /// What goes into `Host`: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
@@ -245,7 +252,11 @@ impl Provider {
         keys: Vec<Secret>,
     ) -> Option<Self> {
         let host = HeaderValue::from_str(&base_url.authority()).ok()?;
-        let key = |secret| Some(ProviderKey { credential: placement.sign(&secret)?, secret });
+        let key = |secret: Secret| {
+            let encoded = Secret::new(encoded(secret.expose())).filter(|encoded| encoded.expose() != secret.expose());
+            let spellings = [Some(secret.clone()), encoded].into_iter().flatten().collect();
+            Some(ProviderKey { credential: placement.sign(&secret)?, secret, spellings })
+        };
         let keys = keys.into_iter().map(key).collect::<Option<_>>()?;
         let (peers, health) = (Vec::new(), Health::Off);
         Some(Self { name, kind, base_url, placement, keys, host, peers, health, api_version: None, hold_200: false })

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::settings::{Failover, Health, Limits, Listener, Selector, Server, Spool, Timeouts, Tls};
+use super::settings::{Failover, Health, Limits, Listener, Passthrough, Selector, Server, Spool, Timeouts, Tls};
 use super::*;
+use crate::provider::Placement;
 use crate::units::KeyHash;
+use crate::wire::glob::Glob;
 
 /// Variables and files, by name.
 #[derive(Default)]
@@ -139,17 +141,20 @@ fn the_examples_of_the_config_we_ship_load() {
         let code = line.strip_prefix("# ")?;
         let key = code.split_once(" = ").map_or(code, |(key, _)| key);
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        (code.starts_with('[') || key.bytes().all(plain)).then(|| code.replace("\"…\"", &format!("\"{HASH}\"")))
+        let is_key = key.bytes().all(plain) || (code.starts_with('"') && code.contains("\" = \""));
+        (code.starts_with('[') || is_key).then(|| code.replace("\"…\"", &format!("\"{HASH}\"")))
     };
     let text: Vec<_> = text.lines().map(|line| example(line).unwrap_or_else(|| line.to_owned())).collect();
-    let env = Fake::new(&[("OPENAI_API_KEY", "sk-operator"), ("AZURE_OPENAI_API_KEY", "azure-operator")], &[]);
+    let set = ["OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "ELEVENLABS_API_KEY", "ANOTHER_API_KEY"];
+    let env = Fake::new(&set.map(|name| (name, "sk-operator")), &[]);
     let (settings, _) = read_in(&text.join("\n"), &env).unwrap_or_else(|complaints| panic!("{complaints}"));
     assert_eq!(settings.server.threads, Some(4));
     assert_eq!(settings.limits.chat_body, 32 << 20);
     assert_eq!(settings.models["tts-fast"].input_chars_max, Some(4096));
     assert_eq!(settings.models["tts-fast"].replay_bytes, Some(0));
     assert_eq!(settings.providers["azure"].api_version.as_deref(), Some("2025-04-01-preview"));
-    assert_eq!((settings.keys.len(), settings.paths.len()), (1, 1));
+    assert_eq!((settings.keys.len(), settings.paths.len(), settings.hosts.len()), (1, 1, 1));
+    assert!(settings.keys[0].passthrough.is_some());
 }
 
 #[test]
@@ -502,8 +507,6 @@ fn keys_and_paths_are_strict() {
             ("expires = \"2027-01-01\"", 1, &["`keys.a.expires` has to be an instant with its offset"]),
             ("expires = 2027-01-01T00:00:00", 1, &["an instant with its offset", "this is a date"]),
             ("disabled = 1", 1, &["`keys.a.disabled` has to be `true` or `false`"]),
-            ("passthrough_deny = [\"a/b\"]", 1, &["may not pass anything through", "passthrough = true"]),
-            ("passthrough = true\npassthrough_allow = [\"/v1\"]", 1, &["`provider/path`"]),
             ("[keys.b]\nallow = []", 1, &["`sha256` is missing in `keys.b`", "aulos keys create"]),
             (
                 &format!("[keys.b]\nsha256 = \"{}\"", HASH.to_uppercase()),
@@ -518,6 +521,79 @@ fn keys_and_paths_are_strict() {
             ("[paths.\"/x\"]", 1, &["`allow` is missing in `paths.\"/x\"`"]),
             ("[paths.\"/x/..\"]\nallow = []", 1, &["a user path has to be a path such as"]),
             ("[paths.\"/x\"]\nallow = []\n[paths.\"x/\"]\nallow = []", 3, &["the user path `/x` has two rules"]),
+        ],
+    );
+}
+
+#[test]
+fn what_is_written_of_passthrough_is_read() {
+    let settings = good(&format!(
+        r#"
+        [keys.mobile]
+        sha256 = "{HASH}"
+        passthrough = true
+        passthrough_allow = ["sign/v1/**"]
+        passthrough_deny = ["*/v1/secret"]
+        [providers.sign]
+        kind = "http"
+        base_url = "https://sign.test"
+        credential = {{ header = "X-Sign", scheme = "Sig" }}
+        [providers.ask]
+        kind = "http"
+        base_url = "https://ask.test"
+        credential = {{ query = "sig" }}
+        [hosts]
+        "Eleven.Example.com" = "sign"
+        "#
+    ));
+    let key = &settings.keys[0];
+    let glob = |text| Glob::parse(text).expect("a glob");
+    let right = Passthrough { allow: Some(vec![glob("sign/v1/**")]), deny: vec![glob("*/v1/secret")] };
+    assert_eq!(key.passthrough, Some(right));
+    let placement = |name: &str| &settings.providers[name].placement;
+    assert_eq!(*placement("sign"), Placement::header(http::HeaderName::from_static("x-sign"), "Sig"));
+    assert_eq!(*placement("ask"), Placement::Query { name: "sig".into() });
+    assert_eq!(settings.hosts, BTreeMap::from([("eleven.example.com".to_owned(), "sign".to_owned())]));
+}
+
+#[test]
+fn passthrough_is_strict() {
+    let key = format!("{OPENAI}[keys.a]\nsha256 = \"{HASH}\"\n");
+    assert_complaints(
+        &key,
+        &[
+            ("passthrough_deny = [\"a/b\"]", 1, &["may not pass anything through", "passthrough = true"]),
+            ("passthrough = true\npassthrough_allow = [\"/v1\"]", 2, &["`provider/path`"]),
+        ],
+    );
+    assert_complaints(
+        OPENAI,
+        &[
+            (
+                "[providers.eleven]\nkind = \"elevenlabs\"\n[models.x]\nroutes = [\"eleven/t\"]",
+                4,
+                &["`eleven` serves no models here", "behind `/p/` alone"],
+            ),
+            ("[hosts]\n\"a.test\" = \"openia\"", 2, &["there is no provider `openia`", "did you mean `openai`?"]),
+            ("[hosts]\n\"a.test:80\" = \"openai\"", 2, &["`a.test:80` is not a host name", "no port"]),
+            ("[hosts]\n\"A.test\" = \"openai\"\n\"a.test\" = \"openai\"", 3, &["`a.test` stands here twice"]),
+        ],
+    );
+    assert_complaints(
+        "",
+        &[
+            (
+                "[providers.a]\nkind = \"openai\"\ncredential = { header = \"x\", query = \"y\" }",
+                3,
+                &["`credential` says one place"],
+            ),
+            ("[providers.a]\nkind = \"openai\"\ncredential = {}", 3, &["`credential` says one place"]),
+            ("[providers.a]\nkind = \"openai\"\ncredential = { header = \"Host\" }", 3, &["the name of a header"]),
+            (
+                "[providers.a]\nkind = \"http\"\nbase_url = \"http://a\"\nhealth = \"http\"",
+                4,
+                &["`providers.a.health` has to be \"tcp\" or \"off\""],
+            ),
         ],
     );
 }

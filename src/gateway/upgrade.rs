@@ -5,41 +5,58 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::StatusCode;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v1::client::HttpSession;
-use pingora_core::{Error, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::{ProxyHttp, Session};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
 
 use super::attempts::connected;
 use super::{Context, Gateway, is_interim};
-use crate::failure::internal;
+use crate::failure::{internal, refused};
 use crate::listen::live;
+use crate::refusal::Refusal;
 use crate::tunnel::{self, Bounds, Counts, Side};
+use crate::units::joined;
 
 /// A tunnel ends so much earlier than the process, so that both ends hear why.
 const BEFORE_THE_END: Duration = Duration::from_secs(2);
 
+/// What a client may say before it is answered.
+const EARLY_BYTES_MAX: usize = 64 * 1024;
+
 impl Gateway {
     /// Asks the provider, passes on what it says, and relays where it agrees, to the end.
     pub(super) async fn upgrade(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
-        let provider = self.ask(session, ctx).await?;
+        let line = session.downstream_session.stream().and_then(live::take);
+        let mut client = Side { stream: line.ok_or_else(internal)?, early: Bytes::new() };
+        let asked = tokio::select! {
+            asked = self.ask(session, ctx) => asked,
+            gone = listen(&mut client) => Err(gone),
+        };
+        let Side { stream, early } = client;
+        if let Some(line) = session.downstream_session.stream() {
+            live::give(line, stream);
+        }
+        let provider = asked?;
         let mut head = provider.resp_header().ok_or_else(internal)?.clone();
         let status = head.status;
         let accepted = self.upstream_response_filter(session, &mut head, ctx).await;
         accepted.map_err(|error| self.judged(session, &mut ctx.exchange, error, false))?;
         self.response_filter(session, &mut head, ctx).await?;
-        if status == StatusCode::SWITCHING_PROTOCOLS {
-            let client = &mut session.downstream_session;
-            client.write_response_header(Box::new(head)).await.map_err(|error| error.into_down())?;
-            return self.relay(session, ctx, provider).await;
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            session.set_keepalive(None);
         }
-        session.set_keepalive(None);
         let client = &mut session.downstream_session;
         client.write_response_header(Box::new(head)).await.map_err(|error| error.into_down())?;
-        self.declined(session, ctx, provider).await
+        match status {
+            StatusCode::SWITCHING_PROTOCOLS => self.relay(session, ctx, provider, early).await,
+            _ => self.declined(session, ctx, provider).await,
+        }
     }
 
     /// The provider with the head of its answer.
@@ -79,22 +96,41 @@ impl Gateway {
             error
         };
         provider.write_request_header(Box::new(head)).await.map_err(up)?;
+        let patience = ctx.exchange.state.settings.timeouts.first_byte;
+        let answer = timeout(patience, self.answer(session, ctx, &mut provider)).await;
+        answer.unwrap_or_else(|_| Err(refused(Refusal::UpstreamTimeout))).map_err(up)?;
+        Ok(provider)
+    }
+
+    /// Reads heads until one is no interim one.
+    async fn answer(&self, session: &mut Session, ctx: &mut Context, provider: &mut HttpSession) -> Result<()> {
         loop {
-            provider.read_response().await.map_err(up)?;
-            let status = provider.get_status().ok_or_else(internal)?;
-            if !is_interim(status) {
-                return Ok(provider);
+            provider.read_response().await?;
+            let mut head = provider.resp_header().ok_or_else(internal)?.clone();
+            if !is_interim(head.status) {
+                return Ok(());
             }
-            let mut interim = provider.resp_header().ok_or_else(internal)?.clone();
-            self.upstream_response_filter(session, &mut interim, ctx).await?;
+            self.upstream_response_filter(session, &mut head, ctx).await?;
         }
     }
 
     /// The provider answered something else, which the client gets as it is.
     async fn declined(&self, session: &mut Session, ctx: &mut Context, mut provider: HttpSession) -> Result<()> {
         provider.read_timeout = Some(ctx.exchange.state.settings.timeouts.idle);
+        let mut listens = true;
         loop {
-            let mut piece = provider.read_body_bytes().await.map_err(|error| error.into_up())?;
+            // A client that is listened to is one that hears each piece as it comes (`listen::live`).
+            let client = &mut session.downstream_session;
+            let piece = tokio::select! {
+                biased;
+                heard = client.read_body_or_idle(true), if listens => match heard {
+                    Err(error) if *error.etype() == ErrorType::ConnectionClosed => return Err(error.into_down()),
+                    // What it says before the answer is over means nothing, and nothing follows.
+                    _ => { listens = false; continue; }
+                },
+                piece = provider.read_body_bytes() => piece,
+            };
+            let mut piece = piece.map_err(|error| error.into_up())?;
             let end = piece.is_none();
             self.response_body_filter(session, &mut piece, end, ctx)?;
             let client = &mut session.downstream_session;
@@ -109,11 +145,18 @@ impl Gateway {
     }
 
     /// Both have agreed: from here on bytes go both ways until one of them, or we, end it.
-    async fn relay(&self, session: &mut Session, ctx: &mut Context, mut provider: HttpSession) -> Result<()> {
+    async fn relay(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+        mut provider: HttpSession,
+        heard: Bytes,
+    ) -> Result<()> {
         // What was read together with the heads; nothing is waited for.
         let early = session.downstream_session.read_request_body().now_or_never();
         let late = provider.read_body_bytes().now_or_never();
         let piece = |read: Option<Result<Option<Bytes>>>| read.and_then(Result::ok).flatten().unwrap_or_default();
+        let heard_first = piece(early);
         let taken = session.downstream_session.stream().and_then(live::take);
         let Some(client) = taken else { return Err(internal()) };
         if let Some(underway) = ctx.exchange.attempt_mut().and_then(|attempt| attempt.underway.as_mut()) {
@@ -126,7 +169,7 @@ impl Gateway {
             drain: settings.server.drain.saturating_sub(BEFORE_THE_END),
         };
         let counts = Counts::default();
-        let client = Side { stream: client, early: piece(early) };
+        let client = Side { stream: client, early: joined(&[heard_first, heard]) };
         let provider = Side { stream: provider.into_inner(), early: piece(late) };
         let mask = || getrandom::u32().unwrap_or_default().to_ne_bytes();
         let over = tunnel::relay(client, provider, bounds, self.stopping.clone(), &counts, mask).await;
@@ -137,4 +180,18 @@ impl Gateway {
         meter.first_out = counts.first_down();
         Ok(())
     }
+}
+
+/// Listens to a client that waits: it may leave. What it says already is kept for the provider.
+async fn listen(client: &mut Side<Stream>) -> Box<Error> {
+    let mut heard = BytesMut::new();
+    while client.early.len() < EARLY_BYTES_MAX {
+        // Kept with each piece: whoever waits for this may stop at any time.
+        match client.stream.read_buf(&mut heard).await {
+            Ok(1..) => client.early = joined(&[std::mem::take(&mut client.early), heard.split().freeze()]),
+            Ok(_) => return Error::explain(ErrorType::ConnectionClosed, "the client left").into_down(),
+            Err(error) => return Error::because(ErrorType::ReadError, "the client left", error).into_down(),
+        }
+    }
+    std::future::pending().await
 }

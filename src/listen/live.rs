@@ -42,7 +42,14 @@ pub fn live_h2(stream: Stream, stall: Duration, greeting: Duration) -> Stream {
 /// Takes the connection out of its wrapper. What is left is closed: it reads nothing, and takes nothing. `None`: it was
 /// not wrapped here, or has been taken.
 pub fn take(stream: &Stream) -> Option<Stream> {
-    stream.as_ref().as_any().downcast_ref::<Live>()?.known().take()
+    stream.as_ref().as_any().downcast_ref::<Live>()?.held().take()
+}
+
+/// Gives it back.
+pub fn give(stream: &Stream, connection: Stream) {
+    if let Some(live) = stream.as_ref().as_any().downcast_ref::<Live>() {
+        live.held().replace(connection);
+    }
 }
 
 struct Live {
@@ -64,7 +71,7 @@ impl std::fmt::Debug for Live {
 }
 
 impl Live {
-    fn known(&self) -> MutexGuard<'_, Option<Stream>> {
+    fn held(&self) -> MutexGuard<'_, Option<Stream>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,7 +137,7 @@ impl AsyncWrite for Live {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.known().as_ref().is_some_and(|stream| stream.is_write_vectored())
+        self.held().as_ref().is_some_and(|stream| stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -161,35 +168,35 @@ impl Shutdown for Live {
 
 impl UniqueID for Live {
     fn id(&self) -> UniqueIDType {
-        self.known().as_ref().map_or(CLOSED, |stream| stream.id())
+        self.held().as_ref().map_or(CLOSED, |stream| stream.id())
     }
 }
 
 impl Ssl for Live {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.known().as_ref().and_then(|stream| stream.get_ssl_digest())
+        self.held().as_ref().and_then(|stream| stream.get_ssl_digest())
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.known().as_ref().and_then(|stream| stream.selected_alpn_proto())
+        self.held().as_ref().and_then(|stream| stream.selected_alpn_proto())
     }
 }
 
 impl GetTimingDigest for Live {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.known().as_ref().map(|stream| stream.get_timing_digest()).unwrap_or_default()
+        self.held().as_ref().map(|stream| stream.get_timing_digest()).unwrap_or_default()
     }
 }
 
 impl GetProxyDigest for Live {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.known().as_ref().and_then(|stream| stream.get_proxy_digest())
+        self.held().as_ref().and_then(|stream| stream.get_proxy_digest())
     }
 }
 
 impl GetSocketDigest for Live {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.known().as_ref().and_then(|stream| stream.get_socket_digest())
+        self.held().as_ref().and_then(|stream| stream.get_socket_digest())
     }
 }
 
@@ -255,6 +262,11 @@ mod tests {
         let mut heard = [0; 13];
         taken.read_exact(&mut heard).await.expect("not shut down with it");
         assert_eq!(&heard, b"for the taker");
+        give(&server, taken);
+        server.write_all(b"back").await.expect("written");
+        server.flush().await.expect("flushed");
+        client.read_exact(&mut heard[..4]).await.expect("heard");
+        assert_eq!(&heard[..4], b"back");
     }
 
     #[tokio::test]

@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 
 use http::{HeaderName, HeaderValue};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::units::Secret;
+
+/// What stands as it is in a query: RFC 3986's unreserved characters.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Where a credential stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,11 @@ impl std::fmt::Debug for Credential {
     }
 }
 
+/// A text as it stands in a query.
+pub fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
 impl Placement {
     pub fn header(name: HeaderName, scheme: &'static str) -> Self {
         Self::Header { name, scheme: scheme.into() }
@@ -45,10 +53,7 @@ impl Placement {
                 value.set_sensitive(true);
                 Some(Credential::Header(name.clone(), value))
             }
-            Self::Query { name } => {
-                let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-                Some(Credential::Query(format!("{}={}", encoded(name), encoded(key.expose()))))
-            }
+            Self::Query { name } => Some(Credential::Query(format!("{}={}", encoded(name), encoded(key.expose())))),
         }
     }
 }

@@ -5,16 +5,10 @@ use http::{HeaderMap, HeaderName, header};
 /// Takes them away, and those that `Connection` names.
 pub fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
-        let named: Vec<String> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(|name| name.trim().to_ascii_lowercase())
-            // Framing is the next hop's own, whoever names it.
-            .filter(|name| name != "content-length" && name != "transfer-encoding")
-            .collect();
-        for name in named {
+        // Framing is the next hop's own, whoever names it.
+        let is_framing = |name: &str| matches!(name, "content-length" | "transfer-encoding");
+        let named: Vec<String> = named(headers).map(str::to_ascii_lowercase).collect();
+        for name in named.iter().filter(|name| !is_framing(name)) {
             headers.remove(name.as_str());
         }
     }
@@ -24,6 +18,16 @@ pub fn strip(headers: &mut HeaderMap) {
             "connection" | "keep-alive" | "proxy-authenticate" | "proxy-connection" | "te" | "trailer" | "upgrade"
         )
     });
+}
+
+/// Whether `Connection` names this.
+pub fn is_named(headers: &HeaderMap, option: &str) -> bool {
+    named(headers).any(|name| name.eq_ignore_ascii_case(option))
+}
+
+fn named(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim)
 }
 
 /// Takes away the headers whose names are meant.
@@ -53,6 +57,7 @@ mod tests {
         ] {
             headers.append(name, http::HeaderValue::from_static(value));
         }
+        assert!(is_named(&headers, "x-secret") && is_named(&headers, "Close") && !is_named(&headers, "x-kept"));
         strip(&mut headers);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();

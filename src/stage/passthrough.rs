@@ -1,6 +1,6 @@
-//! Bytes that pass through, `/p/{provider}/…`: which provider they are for, whether the caller may, and what is not handed
-//! on as it came: where the provider's path begins, the query's pairs that were meant for us, and a redirect that leads
-//! away from the provider.
+//! Bytes that pass through, `/p/{provider}/…`: which provider they are for, whether the caller may, and what is not
+//! handed on as it came: where the provider's path begins, the query's pairs that were meant for us, and a redirect that
+//! leads away from the provider.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::config::settings::{BaseUrl, Provider, Selector};
-use crate::provider::{Placement, Target};
+use crate::provider::{self, Placement, Target};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{Caller, QUERY_CREDENTIALS, in_sub_protocols, sub_protocols};
 use crate::stage::inspect::{Call, Task};
@@ -41,19 +41,34 @@ pub fn place<'s, 'p>(
     host: Option<&str>,
     path: &'p str,
 ) -> Result<(&'s Arc<Provider>, &'p str), Refusal> {
-    let (name, rest) = match host {
-        Some(name) => (name, path),
-        None => {
-            let below = path.strip_prefix(PASSTHROUGH).unwrap_or_default();
-            below.split_at(below.find('/').unwrap_or(below.len()))
-        }
+    let (name, rest) = named(host, path);
+    // The name is a segment like any other, and begins behind the last slash of what stands before it.
+    let judged = match host {
+        Some(_) => path,
+        None => path.strip_prefix(PASSTHROUGH.trim_end_matches('/')).unwrap_or(path),
     };
-    path::lint(host.map_or(&path[PASSTHROUGH.len() - 1..], |_| path)).map_err(Refusal::InvalidPath)?;
+    path::lint(judged).map_err(Refusal::InvalidPath)?;
     if percent_decode_str(name).any(|byte| matches!(byte, b'/' | b'\\')) {
         return Err(Refusal::InvalidPath("its provider has a slash in its name"));
     }
     let unknown = || Refusal::UnknownProvider { provider: printable(name.as_bytes(), PROVIDER_BYTES_MAX) };
     Ok((state.provider(name).ok_or_else(unknown)?, rest))
+}
+
+/// The provider's name, and what follows it.
+fn named<'n, 'p: 'n>(host: Option<&'n str>, path: &'p str) -> (&'n str, &'p str) {
+    match host {
+        Some(name) => (name, path),
+        None => {
+            let below = path.strip_prefix(PASSTHROUGH).unwrap_or_default();
+            below.split_at(below.find('/').unwrap_or(below.len()))
+        }
+    }
+}
+
+/// Whose clients ask, as far as the path says, however wrong the rest of it is.
+pub fn dialect(state: &State, host: Option<&str>, path: &str) -> Option<&'static dyn provider::Provider> {
+    Some(state.provider(named(host, path).0)?.kind)
 }
 
 /// Whether a caller may pass bytes through to `path` at a provider.
@@ -87,7 +102,7 @@ pub fn permit(state: &State, caller: &Caller, provider: &Provider, path: &str) -
 pub fn pass(provider: &Provider, path: &str, query: Option<&str>, headers: &HeaderMap, upgrade: bool) -> Pass {
     let is_a_credential = |name: &str| {
         QUERY_CREDENTIALS.contains(&name)
-            || matches!(&provider.placement, Placement::Query { name: own } if own == name)
+            || matches!(&provider.placement, Placement::Query { name: own } if own.eq_ignore_ascii_case(name))
     };
     let target = match self::query(query, is_a_credential) {
         Some(query) => format!("{path}?{query}"),

@@ -61,10 +61,10 @@ pub fn passed(
     hops::remove(headers, |name| is_ours(name) || name == user_path_header.as_str());
     headers.insert(header::HOST, leg.provider.host.clone());
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    offer(headers)?;
     if pass.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        offer(headers)?;
     }
     parts.uri = signed(headers, pass.target.clone(), key).parse().map_err(|_| Refusal::Internal)?;
     *head = parts.into();
@@ -116,9 +116,9 @@ fn is_ours(name: &str) -> bool {
         || name == USER_PATH_ALIAS.as_str()
 }
 
-/// Headers of browsers: a page that may ask us is none of the provider's business.
+/// Headers of browsers: a page that may ask us is none of the provider's business, nor what it offers to speak.
 fn is_of_a_page(name: &str) -> bool {
-    matches!(name, "origin" | "referer")
+    matches!(name, "origin" | "referer" | "sec-websocket-protocol")
 }
 
 /// The path at the provider, and the client's query without what was meant for us, or is ours to say.

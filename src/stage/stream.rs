@@ -1,6 +1,6 @@
 //! The provider's head → the client's, and what of its answer may not pass.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora::http::ResponseHeader;
 
 use crate::config::settings::ProviderKey;
@@ -9,6 +9,7 @@ use crate::stage::form::Facts;
 use crate::stage::hops;
 use crate::stage::inspect::{Call, Task};
 use crate::stage::route::Leg;
+use crate::units::Secret;
 use crate::wire::mask::{Mask, cover};
 
 /// Bytes of a JSON or text answer that are looked at for an echoed credential.
@@ -35,7 +36,7 @@ pub struct Sent<'a> {
 impl<'a> Sent<'a> {
     /// What no answer may hold: a provider knows all of its keys.
     fn secrets(&self) -> impl Iterator<Item = &'a str> {
-        self.leg.provider.keys.iter().map(|key| key.secret.expose())
+        self.leg.provider.keys.iter().flat_map(|key| &key.spellings).map(Secret::expose)
     }
 }
 
@@ -71,6 +72,16 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
         return Err(Refusal::UpstreamInvalid);
     }
     Ok(())
+}
+
+/// Whether a provider has switched to WebSocket, and to nothing else.
+pub fn is_switched(answer: &ResponseHeader) -> bool {
+    let mut upgrades = answer.headers.get_all(header::UPGRADE).iter();
+    let upgrade = upgrades.next().filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    answer.version == Version::HTTP_11
+        && upgrade.is_some()
+        && upgrades.next().is_none()
+        && hops::is_named(&answer.headers, "upgrade")
 }
 
 /// Makes the provider's head into the client's. Like the request's, it is taken apart and put together again.
@@ -335,6 +346,24 @@ mod tests {
         let interim_of = |status| ResponseHeader::build(status, None).expect("a head");
         assert!(interim(&interim_of(103), 1).is_ok());
         assert!(interim(&interim_of(103), 17).is_err() && interim(&interim_of(101), 1).is_err());
+    }
+
+    #[test]
+    fn a_switch_is_one_to_what_was_asked_for() {
+        for (version, lines, want) in [
+            (Version::HTTP_11, &[("upgrade", "WebSocket"), ("connection", "keep-alive, Upgrade")][..], true),
+            (Version::HTTP_10, &[("upgrade", "websocket"), ("connection", "upgrade")], false),
+            (Version::HTTP_11, &[("upgrade", "websocket")], false),
+            (Version::HTTP_11, &[("connection", "upgrade")], false),
+            (Version::HTTP_11, &[("upgrade", "h2c"), ("connection", "upgrade")], false),
+            (Version::HTTP_11, &[("upgrade", "websocket, h2c"), ("connection", "upgrade")], false),
+            (Version::HTTP_11, &[("upgrade", "websocket"), ("upgrade", "websocket"), ("connection", "upgrade")], false),
+        ] {
+            let mut answer = ResponseHeader::build(101, None).expect("a head");
+            answer.set_version(version);
+            lines.iter().for_each(|(name, value)| _ = answer.append_header(*name, *value).expect("a header"));
+            assert_eq!(is_switched(&answer), want, "{version:?} {lines:?}");
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@ mod bounds;
 mod keys;
 mod leaving;
 mod matrix;
+mod ninefold;
 mod once;
 mod peers;
 mod records;
 mod reload;
 mod routes;
 mod secrets;
+mod tls;
 mod uploads;
 
 use std::fmt::Write as _;

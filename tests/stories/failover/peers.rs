@@ -9,21 +9,21 @@ use tokio::task::JoinSet;
 use super::{Kind, NO, ask, attempts, good, is_served, nobody, serve};
 use crate::support::{Conf, Gateway, Vendor, soon};
 
-/// A provider called `pool` with two peers, whose host is not there.
-fn pool(ports: [u16; 2], health: &str) -> Conf {
-    let [a, b] = ports;
-    let peers = format!("peers = [\"127.0.0.1:{a}\", \"127.0.0.1:{b}\"]\n{health}");
+/// A provider called `pool` with peers at these ports, whose host is not there.
+pub(super) fn pool(ports: &[u16], health: &str) -> Conf {
+    let peers: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let peers = format!("peers = {peers:?}\n{health}");
     Conf::new().with(&format!(
         "[providers.pool]\nkind = \"openai\"\nbase_url = \"http://whisper.test/v1\"\nkeys = [\"${{PROVIDER_KEY}}\"]\n{peers}"
     ))
 }
 
-const OFF: &str = "health = \"off\"";
+pub(super) const OFF: &str = "health = \"off\"";
 
 #[tokio::test]
 async fn peers_take_turns_and_are_asked_by_the_providers_name() {
     let vendors = [good().await, good().await];
-    let gateway = Gateway::spawn(pool([&vendors[0], &vendors[1]].map(|vendor| vendor.port), OFF)).await;
+    let gateway = Gateway::spawn(pool(&[&vendors[0], &vendors[1]].map(|vendor| vendor.port), OFF)).await;
     for kind in Kind::ALL {
         is_served(&ask(&gateway, kind, "pool/m", "x").await, kind, "in turn");
     }
@@ -39,7 +39,7 @@ async fn a_peer_that_is_dead_costs_no_request_and_is_soon_left_alone() {
     let (_nobody, dead) = nobody();
     for health in [OFF, ""] {
         let alive = good().await;
-        let gateway = Gateway::spawn(pool([dead, alive.port], health)).await;
+        let gateway = Gateway::spawn(pool(&[dead, alive.port], health)).await;
         let (began, mut failed) = (Instant::now(), 0);
         for n in 0..REQUESTS {
             let kind = if n % 10 == 0 { Kind::ModelFirst } else { Kind::Speech };
@@ -60,7 +60,7 @@ async fn a_peer_that_is_dead_costs_no_request_and_is_soon_left_alone() {
 async fn a_peer_that_comes_back_is_used_again() {
     for health in [OFF, "health = \"tcp\"", "health = \"http\""] {
         let ((socket, port), alive) = (nobody(), good().await);
-        let gateway = Gateway::spawn(pool([port, alive.port], health)).await;
+        let gateway = Gateway::spawn(pool(&[port, alive.port], health)).await;
         let served = async || {
             let answer = ask(&gateway, Kind::Speech, "pool/m", "x").await;
             is_served(&answer, Kind::Speech, health);
@@ -105,7 +105,7 @@ async fn a_peer_that_dies_under_load_fails_no_request() {
     })
     .await;
     let steady = good().await;
-    let gateway = Arc::new(Gateway::spawn(pool([mortal.port, steady.port], "")).await);
+    let gateway = Arc::new(Gateway::spawn(pool(&[mortal.port, steady.port], "")).await);
     let over = Arc::new(AtomicBool::new(false));
     let mut load = JoinSet::new();
     for kind in [Kind::Speech, Kind::Chat, Kind::Speech, Kind::Chat] {
@@ -133,7 +133,7 @@ async fn a_peer_that_dies_under_load_fails_no_request() {
 async fn what_one_peer_cannot_serve_another_one_does() {
     for status in ["500 Odd", "503 Odd", "408 Slow"] {
         let (bad, good) = (super::saying(status).await, good().await);
-        let gateway = Gateway::spawn(pool([bad.port, good.port], OFF)).await;
+        let gateway = Gateway::spawn(pool(&[bad.port, good.port], OFF)).await;
         for kind in Kind::ALL {
             is_served(&ask(&gateway, kind, "pool/m", "x").await, kind, status);
         }
@@ -141,7 +141,7 @@ async fn what_one_peer_cannot_serve_another_one_does() {
         assert!((1..=Kind::ALL.len()).contains(&bad.requests().len()), "{status}");
     }
     let both = [super::saying("503 Odd").await, super::saying("503 Odd").await];
-    let gateway = Gateway::spawn(pool([&both[0], &both[1]].map(|vendor| vendor.port), OFF)).await;
+    let gateway = Gateway::spawn(pool(&[&both[0], &both[1]].map(|vendor| vendor.port), OFF)).await;
     let answer = ask(&gateway, Kind::Speech, "pool/m", "x").await;
     assert_eq!((answer.status, answer.body.as_slice()), (503, NO));
     assert_eq!(attempts(&gateway, &answer).await, ["pool/m 1 503 -"; 2]);

@@ -124,7 +124,7 @@ impl Gateway {
         let client = &mut session.downstream_session;
         let (admitted, intake, read) = match media {
             Media::Json => asks.json(client).await?,
-            Media::Form(boundary) => asks.form(client, boundary, &self.desk.spools).await?,
+            Media::Form(boundary) => Box::pin(asks.form(client, boundary, &self.desk.spools)).await?,
         };
         let waited = read.saturating_duration_since(before);
         self.desk.metrics.overhead.observe(exchange.arrived.elapsed().saturating_sub(waited).as_secs_f64());
@@ -325,7 +325,8 @@ impl ProxyHttp for Gateway {
         match admission {
             Ok(Admission::Forward(admitted, _)) if admitted.call.upgrades() => {
                 exchange.progress = Progress::Admitted(admitted);
-                self.upgrade(session, ctx).await?;
+                // Large and rare: it would make every request's future as large as its own.
+                Box::pin(self.upgrade(session, ctx)).await?;
                 Ok(true)
             }
             Ok(Admission::Forward(admitted, intake)) => {

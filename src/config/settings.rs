@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 
-use crate::provider::{Credential, Placement, encoded};
+use crate::provider::{Credential, Placement, spellings};
 use crate::surface::Endpoint;
 use crate::units::{KeyHash, Secret};
 use crate::wire::glob::Glob;
@@ -253,9 +253,7 @@ impl Provider {
     ) -> Option<Self> {
         let host = HeaderValue::from_str(&base_url.authority()).ok()?;
         let key = |secret: Secret| {
-            let encoded = Secret::new(encoded(secret.expose())).filter(|encoded| encoded.expose() != secret.expose());
-            let spellings = [Some(secret.clone()), encoded].into_iter().flatten().collect();
-            Some(ProviderKey { credential: placement.sign(&secret)?, secret, spellings })
+            Some(ProviderKey { credential: placement.sign(&secret)?, spellings: spellings(&secret), secret })
         };
         let keys = keys.into_iter().map(key).collect::<Option<_>>()?;
         let (peers, health) = (Vec::new(), Health::Off);

@@ -122,10 +122,7 @@ impl Gateway {
             }
         }
         admitted.failed(blame);
-        if passes && (meaning == Meaning::Refused || admitted.plan.again != Again::Failed) {
-            return false;
-        }
-        if !self.may_go_on(session, exchange) {
+        if admitted.plan.again == Again::Unsent || !self.may_go_on(session, exchange) {
             return false;
         }
         let Some(admitted) = exchange.admitted_mut() else { return false };

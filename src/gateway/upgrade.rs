@@ -117,16 +117,16 @@ impl Gateway {
     /// The provider answered something else, which the client gets as it is.
     async fn declined(&self, session: &mut Session, ctx: &mut Context, mut provider: HttpSession) -> Result<()> {
         provider.read_timeout = Some(ctx.exchange.state.settings.timeouts.idle);
-        let mut listens = true;
+        let mut heard = 0;
         loop {
             // A client that is listened to is one that hears each piece as it comes (`listen::live`).
             let client = &mut session.downstream_session;
             let piece = tokio::select! {
                 biased;
-                heard = client.read_body_or_idle(true), if listens => match heard {
+                said = client.read_body_or_idle(true), if heard < EARLY_BYTES_MAX => match said {
                     Err(error) if *error.etype() == ErrorType::ConnectionClosed => return Err(error.into_down()),
                     // What it says before the answer is over means nothing, and nothing follows.
-                    _ => { listens = false; continue; }
+                    _ => { heard += 1; continue; }
                 },
                 piece = provider.read_body_bytes() => piece,
             };

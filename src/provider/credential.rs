@@ -34,8 +34,25 @@ impl std::fmt::Debug for Credential {
 }
 
 /// A text as it stands in a query.
-pub fn encoded(text: &str) -> String {
+fn encoded(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// How a key may come back in an answer: as it is, and as others encode it.
+pub fn spellings(key: &Secret) -> Vec<Secret> {
+    let upper = encoded(key.expose());
+    let mut lower = upper.clone();
+    for (at, _) in upper.match_indices('%') {
+        let digits = at + 1..at + 3;
+        lower.replace_range(digits.clone(), &upper[digits].to_ascii_lowercase());
+    }
+    let mut spellings = vec![key.clone()];
+    for text in [upper, lower] {
+        if spellings.iter().all(|known| known.expose() != text) {
+            spellings.extend(Secret::new(text));
+        }
+    }
+    spellings
 }
 
 impl Placement {
@@ -61,6 +78,14 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_known_in_every_spelling_of_its_own() {
+        for (key, want) in [("sk-a_b.c~1", &["sk-a_b.c~1"][..]), ("a/Bé", &["a/Bé", "a%2FB%C3%A9", "a%2fB%c3%a9"])] {
+            let spellings = spellings(&Secret::new(key).expect("not empty"));
+            assert_eq!(spellings.iter().map(Secret::expose).collect::<Vec<_>>(), want);
+        }
+    }
 
     #[test]
     fn a_key_stands_where_it_is_said_and_nowhere_else() {

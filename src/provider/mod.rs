@@ -16,7 +16,7 @@ mod elevenlabs;
 mod generic;
 mod openai;
 
-pub use credential::{Credential, Placement, encoded};
+pub use credential::{Credential, Placement, spellings};
 
 /// What a provider's API looks like from outside.
 pub trait Provider: Sync + Send + Debug {

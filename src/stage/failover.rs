@@ -61,11 +61,10 @@ impl Meaning {
         }
     }
 
-    /// The same for bytes that pass through: any status is an answer, and says nothing of the peer, as callers choose
-    /// what they ask for. What it says of the key is heard.
+    /// The same for bytes that pass through: any status is an answer, and says nothing of peer and key, as callers choose
+    /// what they ask for; but that the key is used up holds for all of them.
     pub fn of_passed(status: u16, again: Again) -> Self {
         match status {
-            401 => Self::Refused,
             429 => Self::Limited,
             408 | 500.. if again == Again::Failed => Self::Peer,
             _ => Self::Final,
@@ -235,7 +234,8 @@ mod tests {
     fn what_passes_through_says_little_of_anybody() {
         for (status, again, want) in [
             (200, Again::Failed, Meaning::Final),
-            (401, Again::Unsent, Meaning::Refused),
+            (401, Again::Unsent, Meaning::Final),
+            (401, Again::Failed, Meaning::Final),
             (403, Again::Failed, Meaning::Final),
             (404, Again::Failed, Meaning::Final),
             (429, Again::Unsent, Meaning::Limited),

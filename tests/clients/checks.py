@@ -15,14 +15,11 @@ import time
 import openai
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 
-from common import azure, breaks, check, equal, main, options, raises
+from common import PIECES, SOUND, Pieces, azure, breaks, check, equal, main, options, raises
 
 BUSY_GATEWAY = os.environ["BUSY_GATEWAY"]
 LIMITED_KEY = os.environ["LIMITED_KEY"]
 
-# The provider's sound, and the sizes of the pieces in which it streams it.
-SOUND = bytes((i * 7 + i // 256) % 256 for i in range(40_000))
-PIECES = (16, 5_000, 34_984)
 MODEL = "openai/tts-1"
 CHAT = {"model": "openai/gpt-audio", "modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
 
@@ -35,25 +32,6 @@ def says(text, model=MODEL, **more):
 
 def asks(text, **more):
     return {**CHAT, "messages": [{"role": "user", "content": text}], **more}
-
-
-class Pieces:
-    """Collects what arrives. The provider sends no further piece before the last one is here in full."""
-
-    def __init__(self, tag):
-        self.tag, self.got, self.asked = tag, b"", 0
-
-    def complete(self, chunk):
-        """Takes what arrived. True: a piece is whole, and another is to come."""
-        self.got += chunk
-        if self.asked + 1 < len(PIECES) and len(self.got) == sum(PIECES[: self.asked + 1]):
-            self.asked += 1
-            return True
-        return False
-
-    def check(self):
-        equal(self.got, SOUND)
-        equal(self.asked, len(PIECES) - 1, "pieces that arrived by themselves")
 
 
 def go_on(tag):
@@ -89,7 +67,7 @@ def speech_write_to_file():
 
 @check
 def speech_piece_by_piece():
-    pieces = Pieces("sync")
+    pieces = Pieces()
     with client.audio.speech.with_streaming_response.create(**says("pieces sync")) as answer:
         for chunk in answer.iter_bytes():
             if pieces.complete(chunk):
@@ -421,7 +399,7 @@ async def async_speech():
 
 @check
 async def async_piece_by_piece():
-    pieces = Pieces("async")
+    pieces = Pieces()
     async with AsyncOpenAI(**options()) as other:
         async with other.audio.speech.with_streaming_response.create(**says("pieces async")) as answer:
             async for chunk in answer.iter_bytes():

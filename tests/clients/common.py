@@ -6,12 +6,17 @@ import os
 import platform
 import traceback
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import openai
 
 GATEWAY = os.environ["GATEWAY"]
 KEY = os.environ["API_KEY"]
 API_VERSION = "2025-04-01-preview"
+
+# The sound of every provider here, and the sizes of the pieces in which one streams it.
+SOUND = bytes((i * 7 + i // 256) % 256 for i in range(40_000))
+PIECES = (16, 5_000, 34_984)
 
 CHECKS = []
 
@@ -67,6 +72,25 @@ def breaks():
         raise AssertionError("it ended as if it were whole")
 
 
+class Pieces:
+    """Collects what arrives. The provider sends no further piece before the last one is here in full."""
+
+    def __init__(self, sizes=PIECES):
+        self.sizes, self.got, self.asked = sizes, b"", 0
+
+    def complete(self, chunk):
+        """Takes what arrived. True: a piece is whole, and another is to come."""
+        self.got += chunk
+        if self.asked + 1 < len(self.sizes) and len(self.got) == sum(self.sizes[: self.asked + 1]):
+            self.asked += 1
+            return True
+        return False
+
+    def check(self):
+        equal(self.got, SOUND)
+        equal(self.asked, len(self.sizes) - 1, "pieces that arrived by themselves")
+
+
 def run(function):
     try:
         result = function()
@@ -77,9 +101,9 @@ def run(function):
         return False, f"{error!r} {traceback.format_exc(limit=-3)}"
 
 
-def main():
+def main(sdk="openai"):
     """Runs the checks. Prints the SDK's version, and one JSON line a check."""
-    print(json.dumps({"sdk": "openai-python", "version": openai.__version__, "runtime": platform.python_version()}))
+    print(json.dumps({"sdk": sdk, "version": version(sdk), "runtime": f"python {platform.python_version()}"}))
     for function in CHECKS:
         ok, detail = run(function)
         print(json.dumps({"check": function.__name__, "ok": ok, "detail": detail}), flush=True)

@@ -1,8 +1,10 @@
-//! Real clients, as they are today: openai-python, openai-node and curl, against providers that do what they ask for.
+//! Real clients, as they are today: openai-python, openai-node, the SDKs of ElevenLabs and Deepgram, and curl, against
+//! providers that do what they ask for.
 //!
 //! What the SDKs do stands in `tests/clients`; here are the providers, and what they and the records saw of it.
 
 mod curl;
+mod native;
 mod speech;
 mod typist;
 mod uploads;

@@ -1,6 +1,8 @@
 //! One HTTP/1.1 connection of a client, on a raw socket: what a load generator can afford.
 
+use crate::framing::Body;
 use crate::head;
+use crate::websocket;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,17 +78,46 @@ impl Connection {
 
     /// Sends a request and keeps the body of the answer.
     pub async fn fetch(&mut self, request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        let mut body = Vec::new();
+        let status = self.listen(request, |piece| body.extend_from_slice(piece)).await?;
+        Ok((status, body))
+    }
+
+    /// Sends a request and hands on the body of the answer while it comes, whether it has a length or chunks.
+    pub async fn listen(&mut self, request: &[u8], mut found: impl FnMut(&[u8])) -> io::Result<u16> {
         self.send(request).await?;
         let mut room = vec![0; READ_BYTES];
         let (body_at, filled) = self.head(&mut room).await?;
-        let status = head::status(&room[..body_at]).ok_or_else(|| malformed("an answer without a status"))?;
-        let length = head::content_length(&room[..body_at]).ok_or_else(|| malformed("an answer without a length"))?;
-        let mut body = room[body_at..filled].to_vec();
-        while body.len() < length {
-            let read = self.some(&mut room).await?;
-            body.extend_from_slice(&room[..read]);
+        let head = &room[..body_at];
+        let status = head::status(head).ok_or_else(|| malformed("an answer without a status"))?;
+        let mut body = Body::of(head);
+        let (mut read, mut used) = (filled - body_at, body.push(&room[body_at..filled], &mut found)?);
+        while !body.is_done() {
+            read = self.some(&mut room).await?;
+            used = body.push(&room[..read], &mut found)?;
         }
-        Ok((status, body))
+        if read > used { Err(malformed("more than an answer")) } else { Ok(status) }
+    }
+
+    /// Speaks WebSocket from here on.
+    pub async fn upgrade(&mut self) -> io::Result<()> {
+        self.send(&websocket::handshake()).await?;
+        let mut room = vec![0; READ_BYTES];
+        let (body_at, filled) = self.head(&mut room).await?;
+        if websocket::agreed(&room[..body_at]) && filled == body_at {
+            return Ok(());
+        }
+        Err(malformed(&format!("a handshake was answered {}", String::from_utf8_lossy(&room[..filled.min(400)]))))
+    }
+
+    /// Sends a message and waits until it has come back.
+    pub async fn echo(&mut self, message: &[u8], room: &mut [u8]) -> io::Result<()> {
+        self.send(message).await?;
+        let mut filled = 0;
+        while filled < message.len() {
+            filled += self.some(&mut room[filled..]).await?;
+        }
+        if &room[..filled] == message { Ok(()) } else { Err(malformed("a message that is not the one sent")) }
     }
 
     /// Reads and drops so many bytes, of head and body alike.

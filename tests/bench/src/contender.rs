@@ -76,7 +76,9 @@ impl Kind {
         let line = match self {
             Self::Direct => String::new(),
             Self::Aulos => said(&["--version"]),
-            Self::Bare => "Pingora 0.9.1, jemalloc, reads `model` out of the JSON body".to_owned(),
+            Self::Bare => {
+                "Pingora 0.9.1, jemalloc, reads `model` out of the JSON body unless that passes through".to_owned()
+            }
             Self::Nginx | Self::Haproxy => said(&["-v"]),
         };
         line.lines().next().unwrap_or_default().to_owned()
@@ -238,6 +240,7 @@ replay_bytes = "0"
 
 [keys.bench]
 sha256 = "{hash}"
+passthrough = true
 "#,
         provider = rig.provider
     )
@@ -262,13 +265,15 @@ http {{
   scgi_temp_path {dir}/nginx-scgi;
   keepalive_requests 1000000000;
   client_body_buffer_size 256k;
+  map $http_upgrade $connection_up {{ default Upgrade; '' ''; }}
   upstream provider {{ server {provider}; keepalive 512; keepalive_requests 1000000000; }}
   server {{
     listen {address} backlog=4096;
     location / {{
       proxy_pass http://provider;
       proxy_http_version 1.1;
-      proxy_set_header Connection \"\";
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $connection_up;
       proxy_request_buffering off;
       client_max_body_size 0;
       proxy_buffering off;
@@ -299,6 +304,7 @@ defaults
   timeout connect 5s
   timeout client 75s
   timeout server 75s
+  timeout tunnel 75s
 frontend clients
   bind {address} backlog 4096
   default_backend provider

@@ -1,8 +1,16 @@
-//! Where a request's body ends, as its head says: by a length, or by its last chunk (RFC 9112 §6, §7). The bytes are
+//! Where a message's body ends, as its head says: by a length, or by its last chunk (RFC 9112 §6, §7). The bytes are
 //! handed on while they come, as nobody here has room for a long upload.
 
 use crate::head;
 use std::io;
+
+/// Behind all chunks of a body.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// A piece of a body whose length nobody knows. It is not empty, or it would be the last one.
+pub fn chunk(piece: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+}
 
 /// A body that has not come to its end.
 #[derive(Debug)]
@@ -138,6 +146,8 @@ mod tests {
             }
         }
         assert!(read(CHUNKED, &[b"5\r\nhello\r\nx\r\n"]).is_err());
+        let made = [&chunk(b"in two"), &chunk(&[b'!'; 300]), LAST_CHUNK, NEXT].concat();
+        assert_eq!(read(CHUNKED, &[&made])?, ([&b"in two"[..], &[b'!'; 300]].concat(), NEXT.to_vec(), true));
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
-//! A closed loop: so many keep-alive connections, each sending its next request when the last is answered.
+//! A closed loop: so many keep-alive connections, each sending its next request, or message, when the last is answered.
 
 use crate::client::{Connection, READ_BYTES};
 use crate::procfs;
 use crate::speech::{CLIENT_KEY, Speech, post};
-use crate::stats;
+use crate::stats::{self, Spread};
 use crate::upload::Upload;
+use crate::websocket;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,26 +18,71 @@ const STRAGGLER_MAX: Duration = Duration::from_secs(5);
 
 /// What is sent, and what a good answer to it is.
 #[derive(Debug, Clone)]
-pub struct Shot {
-    pub request: Arc<[u8]>,
-    pub status: u16,
-    pub body_bytes: usize,
+pub enum Shot {
+    Request {
+        bytes: Arc<[u8]>,
+        status: u16,
+        body_bytes: usize,
+    },
+    /// Over WebSocket, and back.
+    Message(Arc<[u8]>),
 }
 
 impl Shot {
     pub fn of(speech: Speech) -> Self {
-        Self { request: speech.request().into(), status: 200, body_bytes: speech.body_bytes() }
+        Self::request(&speech.request(), speech.body_bytes())
     }
 
     /// Speech of another model than the one everybody asks for.
     pub fn of_model(speech: Speech, model: &str) -> Self {
-        Self { request: post(CLIENT_KEY, "", speech.json_for(model).as_bytes()).into(), ..Self::of(speech) }
+        Self::request(&post(CLIENT_KEY, "", speech.json_for(model).as_bytes()), speech.body_bytes())
+    }
+
+    /// Speech by the provider's own API.
+    pub fn passed(speech: Speech) -> Self {
+        Self::request(&speech.passed(), speech.body_bytes())
     }
 
     /// The provider is sent `arriving`, which is for the proxy to make of `sent`.
     pub fn upload(sent: Upload, arriving: Upload) -> Self {
-        Self { request: sent.request().into(), status: 200, body_bytes: arriving.receipt().len() }
+        Self::request(&sent.request(), arriving.receipt().len())
     }
+
+    /// A message with so many bytes in it.
+    pub fn message(bytes: u16) -> Self {
+        Self::Message(websocket::message(bytes).into())
+    }
+
+    fn request(bytes: &[u8], body_bytes: usize) -> Self {
+        Self::Request { bytes: bytes.into(), status: 200, body_bytes }
+    }
+
+    async fn open(&self, target: SocketAddr) -> io::Result<Connection> {
+        let mut connection = Connection::open(target).await?;
+        if matches!(self, Self::Message(_)) {
+            connection.upgrade().await?;
+        }
+        Ok(connection)
+    }
+
+    async fn fire(&self, connection: &mut Connection, room: &mut [u8]) -> io::Result<Hit> {
+        match self {
+            Self::Request { bytes, status, body_bytes } => {
+                let answer = connection.exchange(bytes, room).await?;
+                Ok(Hit { is_good: (answer.status, answer.body_bytes) == (*status, *body_bytes), closes: answer.closes })
+            }
+            Self::Message(bytes) => {
+                connection.echo(bytes, room).await?;
+                Ok(Hit { is_good: true, closes: false })
+            }
+        }
+    }
+}
+
+/// What came of a shot.
+struct Hit {
+    is_good: bool,
+    closes: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -116,6 +162,11 @@ impl Run {
     }
 }
 
+/// What one figure was in several rounds.
+pub fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Option<Spread> {
+    Spread::of(&runs.iter().map(of).collect::<Vec<_>>())
+}
+
 /// What one connection saw.
 struct Seen {
     from: Instant,
@@ -139,17 +190,17 @@ impl Seen {
 
     /// One connection, for as long as it is kept.
     async fn connection(&mut self, target: SocketAddr, shot: &Shot, room: &mut [u8]) -> io::Result<()> {
-        let mut connection = Connection::open(target).await?;
+        let mut connection = shot.open(target).await?;
         let mut began = Instant::now();
         while began < self.until {
-            let answer = connection.exchange(&shot.request, room).await?;
+            let hit = shot.fire(&mut connection, room).await?;
             let ended = Instant::now();
-            if (answer.status, answer.body_bytes) != (shot.status, shot.body_bytes) {
-                self.errors += 1;
-            } else {
+            if hit.is_good {
                 self.count(began, ended);
+            } else {
+                self.errors += 1;
             }
-            if answer.closes {
+            if hit.closes {
                 return Ok(());
             }
             began = ended;

@@ -7,6 +7,11 @@ use memchr::memmem;
 pub const CLIENT_KEY: &str = "bench-key-of-no-worth";
 /// The key aulos shows to the provider, who looks at none.
 pub const PROVIDER_KEY: &str = "provider-key-of-no-worth";
+/// Where the provider's own API is, at the gateway. The other proxies pass it on as it is, and the provider does not
+/// look at it.
+pub const PASSED: &str = "/p/openai";
+/// Of an answer that is heard to its end; it is that of an upload of a file of as many bytes, alone.
+pub const LONG_BYTES: usize = 1_000_000_000;
 /// No proxy can hold this much: a client that stops reading stops the provider.
 pub const ENDLESS_BYTES: usize = 1 << 30;
 
@@ -17,6 +22,10 @@ pub enum Speech {
     Small,
     /// 100 KB of audio: the cost of its bytes.
     Clip,
+    /// A gigabyte of audio, in which no piece is like another.
+    Long,
+    /// The same, with no length announced.
+    Chunked,
     /// Audio without end, as fast as it is taken.
     Slow,
     /// Audio without end at the pace of speech.
@@ -28,12 +37,15 @@ pub enum Speech {
 }
 
 impl Speech {
-    const ALL: [Self; 6] = [Self::Small, Self::Clip, Self::Slow, Self::Paced, Self::Reset, Self::Cut];
+    const ALL: [Self; 8] =
+        [Self::Small, Self::Clip, Self::Long, Self::Chunked, Self::Slow, Self::Paced, Self::Reset, Self::Cut];
 
     pub fn word(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Clip => "clip",
+            Self::Long => "long",
+            Self::Chunked => "chunked",
             Self::Slow => "slow",
             Self::Paced => "paced",
             Self::Reset => "reset",
@@ -41,17 +53,18 @@ impl Speech {
         }
     }
 
-    /// As its Content-Length says it.
+    /// As its Content-Length says it, where it has one.
     pub fn body_bytes(self) -> usize {
         match self {
             Self::Small => 200,
             Self::Clip | Self::Cut => 102_400,
+            Self::Long | Self::Chunked => LONG_BYTES,
             Self::Slow | Self::Paced => ENDLESS_BYTES,
             Self::Reset => 0,
         }
     }
 
-    /// Bytes that differ from place to place, so that a piece lost or doubled shows.
+    /// All of what is short. Bytes that differ from place to place, so that a piece lost or doubled shows.
     pub fn body(self) -> Vec<u8> {
         (0..self.body_bytes().min(102_400)).map(|at| (at % 251) as u8).collect()
     }
@@ -75,6 +88,12 @@ impl Speech {
 
     pub fn request(self) -> Vec<u8> {
         post(CLIENT_KEY, "", self.json().as_bytes())
+    }
+
+    /// The same request to the provider's own API.
+    pub fn passed(self) -> Vec<u8> {
+        const METHOD: &[u8] = b"POST ";
+        [METHOD, PASSED.as_bytes(), &self.request()[METHOD.len()..]].concat()
     }
 }
 
@@ -100,6 +119,8 @@ mod tests {
             let body = head::end(&request).map_or(&[][..], |at| &request[at..]);
             assert_eq!(head::content_length(&request), Some(body.len()), "{speech:?}");
             assert_eq!(Speech::asked(body), Some(speech));
+            assert!(speech.passed().starts_with(b"POST /p/openai/v1/audio/speech HTTP/1.1\r\n"));
+            assert!(speech.passed().ends_with(body));
         }
         assert_eq!(Speech::asked(b"{\"input\":\"other\"}"), None);
     }

@@ -1,9 +1,11 @@
-//! The form that everybody uploads, and the provider's receipt for it. The boundary says which receipt is wanted:
-//! it comes through every proxy, and none has to know it.
+//! The file that everybody uploads, in a form or alone, and the provider's receipt for it. A word in the media type
+//! says which receipt is wanted: it comes through every proxy, and none has to know it.
 
 use crate::client::Connection;
+use crate::framing;
 use crate::head;
-use crate::speech::CLIENT_KEY;
+use crate::sound;
+use crate::speech::{CLIENT_KEY, PASSED};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::iter;
@@ -16,27 +18,37 @@ pub const STREAMED_MODEL: &str = "scribe-streamed";
 /// What the provider calls both.
 pub const PROVIDER_MODEL: &str = "whisper-1";
 
-const PATH: &str = "/v1/audio/transcriptions";
-/// As clients send them that read a file while they send it.
-const PIECE_BYTES: usize = 64 * 1024;
-
 /// Where the model stands, and how the body's end is announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layout {
     ModelFirst,
     FileFirst,
     FileFirstChunked,
+    /// No form and no model: the file is the body, and the provider's own API is asked.
+    Alone,
+    AloneChunked,
 }
 
 impl Layout {
-    pub const ALL: [Self; 3] = [Self::ModelFirst, Self::FileFirst, Self::FileFirstChunked];
+    pub const FORMS: [Self; 3] = [Self::ModelFirst, Self::FileFirst, Self::FileFirstChunked];
+    pub const ALONE: [Self; 2] = [Self::Alone, Self::AloneChunked];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::ModelFirst => "model first",
             Self::FileFirst => "file first",
             Self::FileFirstChunked => "file first, chunked",
+            Self::Alone => "the file alone",
+            Self::AloneChunked => "the file alone, chunked",
         }
+    }
+
+    fn is_chunked(self) -> bool {
+        matches!(self, Self::FileFirstChunked | Self::AloneChunked)
+    }
+
+    fn is_form(self) -> bool {
+        Self::FORMS.contains(&self)
     }
 }
 
@@ -50,10 +62,11 @@ pub enum Wanted {
 }
 
 impl Wanted {
-    fn boundary(self) -> &'static str {
+    /// The boundary of a form, too.
+    fn word(self) -> &'static str {
         match self {
-            Self::Count => "bench-form-that-is-counted",
-            Self::Hash => "bench-form-that-is-hashed",
+            Self::Count => "bench-upload-that-is-counted",
+            Self::Hash => "bench-upload-that-is-hashed",
         }
     }
 }
@@ -65,14 +78,14 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    fn new(wanted: Wanted) -> Self {
+    pub fn new(wanted: Wanted) -> Self {
         Self { bytes: 0, hash: (wanted == Wanted::Hash).then(Sha256::new) }
     }
 
     /// The one that the head of an upload asks for. None: it is no upload.
     pub fn asked(head: &[u8]) -> Option<Self> {
-        let kind = head::field(head, "content-type")?.strip_prefix("multipart/form-data")?;
-        let wanted = [Wanted::Count, Wanted::Hash].into_iter().find(|wanted| kind.contains(wanted.boundary()))?;
+        let kind = head::field(head, "content-type")?;
+        let wanted = [Wanted::Count, Wanted::Hash].into_iter().find(|wanted| kind.contains(wanted.word()))?;
         Some(Self::new(wanted))
     }
 
@@ -140,48 +153,60 @@ impl Upload {
     }
 
     fn wire(self) -> impl Iterator<Item = Vec<u8>> {
-        let chunked = self.layout == Layout::FileFirstChunked;
-        let framed = self.body().map(move |piece| {
-            if chunked { [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat() } else { piece }
-        });
-        let end = chunked.then(|| b"0\r\n\r\n".to_vec());
+        let chunked = self.layout.is_chunked();
+        let framed = self.body().map(move |piece| if chunked { framing::chunk(&piece) } else { piece });
+        let end = chunked.then(|| framing::LAST_CHUNK.to_vec());
         iter::once(self.head().into_bytes()).chain(framed).chain(end)
     }
 
     fn head(self) -> String {
-        let framing = match self.layout {
-            Layout::FileFirstChunked => "Transfer-Encoding: chunked".to_owned(),
-            _ => format!("Content-Length: {}", self.opening().len() + self.file_bytes + self.closing().len()),
+        let framing = if self.layout.is_chunked() {
+            "Transfer-Encoding: chunked".to_owned()
+        } else {
+            format!("Content-Length: {}", self.opening().len() + self.file_bytes + self.closing().len())
         };
-        let boundary = self.wanted.boundary();
+        let word = self.wanted.word();
+        let (path, kind) = if self.layout.is_form() {
+            ("/v1/audio/transcriptions".to_owned(), format!("multipart/form-data; boundary={word}"))
+        } else {
+            (format!("{PASSED}/v1/listen"), format!("audio/mpeg; receipt={word}"))
+        };
         format!(
-            "POST {PATH} HTTP/1.1\r\nHost: bench.test\r\nAuthorization: Bearer {CLIENT_KEY}\r\n\
-             Content-Type: multipart/form-data; boundary={boundary}\r\n{framing}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: bench.test\r\nAuthorization: Bearer {CLIENT_KEY}\r\n\
+             Content-Type: {kind}\r\n{framing}\r\n\r\n"
         )
     }
 
     fn body(self) -> impl Iterator<Item = Vec<u8>> {
-        let file =
-            (0..self.file_bytes).step_by(PIECE_BYTES).map(move |at| sound(at, PIECE_BYTES.min(self.file_bytes - at)));
-        iter::once(self.opening().into_bytes()).chain(file).chain(iter::once(self.closing().into_bytes()))
+        let [opening, closing] = [self.opening(), self.closing()]
+            .map(|text| iter::once(text.into_bytes()).filter(|bytes| !bytes.is_empty()));
+        opening.chain(sound::pieces(self.file_bytes)).chain(closing)
     }
 
+    /// What stands before the file.
     fn opening(self) -> String {
+        if !self.layout.is_form() {
+            return String::new();
+        }
         let file = format!(
             "--{}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"talk.mp3\"\r\n\
              Content-Type: audio/mpeg\r\n\r\n",
-            self.wanted.boundary()
+            self.wanted.word()
         );
         if self.layout == Layout::ModelFirst { self.field() + &file } else { file }
     }
 
+    /// What stands behind it.
     fn closing(self) -> String {
+        if !self.layout.is_form() {
+            return String::new();
+        }
         let field = if self.layout == Layout::ModelFirst { String::new() } else { self.field() };
-        format!("\r\n{field}--{}--\r\n", self.wanted.boundary())
+        format!("\r\n{field}--{}--\r\n", self.wanted.word())
     }
 
     fn field(self) -> String {
-        let (boundary, model) = (self.wanted.boundary(), self.model);
+        let (boundary, model) = (self.wanted.word(), self.model);
         format!("--{boundary}\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n")
     }
 }
@@ -204,20 +229,6 @@ impl Begun {
     }
 }
 
-/// Bytes as of compressed sound: any, and in no other piece the same, so that one lost or doubled shows.
-fn sound(at: usize, bytes: usize) -> Vec<u8> {
-    let mut state = (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut piece = Vec::with_capacity(bytes + 8);
-    while piece.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        piece.extend_from_slice(&state.to_le_bytes());
-    }
-    piece.truncate(bytes);
-    piece
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +236,7 @@ mod tests {
     use memchr::memmem;
 
     /// Three pieces, the last one short.
-    const FILE_BYTES: usize = 2 * PIECE_BYTES + 77;
+    const FILE_BYTES: usize = 128 * 1024 + 77;
 
     fn upload(layout: Layout) -> Upload {
         Upload { layout, model: MODEL, file_bytes: FILE_BYTES, wanted: Wanted::Hash }
@@ -245,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_what_the_receipt_is_for() -> io::Result<()> {
-        for layout in Layout::ALL {
+        for layout in Layout::FORMS {
             let upload = upload(layout);
             let (body, receipt) = received(&upload.request())?.unwrap_or_default();
             assert_eq!(receipt, upload.receipt(), "{layout:?}");
@@ -253,9 +264,19 @@ mod tests {
             assert_eq!(model < file, layout == Layout::ModelFirst, "{layout:?}: {model:?}, {file:?}");
             assert!(model.is_some() && body.ends_with(b"--\r\n"), "{layout:?}");
             let lines = [b"\r\n", body.as_slice()].concat();
-            let delimiters = ["", "\r\n--"].map(|before| format!("{before}{}", Wanted::Hash.boundary()));
+            let delimiters = ["", "\r\n--"].map(|before| format!("{before}{}", Wanted::Hash.word()));
             let counts = delimiters.map(|delimiter| memmem::find_iter(&lines, &delimiter).count());
             assert_eq!(counts, [3, 3], "{layout:?}: each at the beginning of a line, none in the sound");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_alone_is_all_that_is_sent() -> io::Result<()> {
+        let file = sound::pieces(FILE_BYTES).collect::<Vec<_>>().concat();
+        for layout in Layout::ALONE {
+            let upload = upload(layout);
+            assert_eq!(received(&upload.request())?, Some((file.clone(), upload.receipt())), "{layout:?}");
         }
         Ok(())
     }
@@ -270,12 +291,5 @@ mod tests {
         }
         assert_eq!(own.receipt(), upload(Layout::FileFirstChunked).receipt());
         assert!(Receipt::asked(b"POST / HTTP/1.1\r\nContent-Type: application/json\r\n\r\n").is_none());
-    }
-
-    #[test]
-    fn no_piece_of_sound_is_like_another() {
-        let pieces: Vec<Vec<u8>> = upload(Layout::FileFirst).body().skip(1).take(3).collect();
-        assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 77]);
-        assert!(pieces[0] != pieces[1] && !pieces[0].starts_with(&pieces[2]) && !pieces[1].starts_with(&pieces[2]));
     }
 }

@@ -13,7 +13,8 @@ use crate::support::{Conf, Gateway, KEY, PROVIDER_KEY, Vendor, Wire, sha256, soo
 
 const LIMITED_KEY: &str = "omx_live_limited_key";
 /// The sound, and the sizes of its pieces: the scripts know them too. The first is less than anybody would flush.
-static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| (0..40_000).map(|i| ((i * 7 + i / 256) % 256) as u8).collect());
+pub(super) static SOUND: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..40_000).map(|i| ((i * 7 + i / 256) % 256) as u8).collect());
 const PIECES: [usize; 3] = [16, 5_000, 34_984];
 
 /// What both scripts check. One that is missing from a script's output did not run.
@@ -374,7 +375,7 @@ fn failure(what: &str) -> Vec<u8> {
     whole(status, "application/json", json!({ "error": error }).to_string())
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let of = |three: &[u8]| {
         let at = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));

@@ -1,5 +1,6 @@
 //! What Pingora costs by itself: a proxy that picks its one upstream and reads `model` out of the JSON body, as
-//! any gateway of this kind must, and does nothing else. A form it passes on as it comes, without a look into it.
+//! any gateway of this kind must, and does nothing else. A form it passes on as it comes, without a look into it, and
+//! so what is meant for the provider's own API, an upgrade to WebSocket with it.
 //! The base that our own code is measured against.
 //!
 //! ```text
@@ -8,6 +9,7 @@
 
 use async_trait::async_trait;
 use aulos_bench::rig::free_address;
+use aulos_bench::speech::PASSED;
 use pingora_core::server::Server;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -38,8 +40,10 @@ impl ProxyHttp for Bare {
 
     async fn request_filter(&self, session: &mut Session, asked: &mut Self::CTX) -> Result<bool> {
         let downstream = session.as_mut();
-        let kind = downstream.req_header().headers.get("content-type");
-        if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/")) {
+        let head = downstream.req_header();
+        let kind = head.headers.get("content-type");
+        let is_form = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"multipart/"));
+        if is_form || head.uri.path().starts_with(PASSED) {
             return Ok(false);
         }
         // Pingora replays what was read early, up to 64 KiB, if it was told to keep it.

@@ -1,6 +1,7 @@
 //! A provider that speaks at once: HTTP/1.1, kept alive, on a loopback port of the system's choice, which it
 //! prints. What it says is chosen by the first word of the request's `input` (`aulos_bench::speech`). An upload it
-//! reads as fast as it comes, and answers with a receipt (`aulos_bench::upload`).
+//! reads as fast as it comes, and answers with a receipt (`aulos_bench::upload`). Over WebSocket it sends back what it
+//! gets.
 //!
 //! ```text
 //! upstream [ADDRESS [FAILS_EVERY]]
@@ -8,11 +9,13 @@
 //!
 //! One in `FAILS_EVERY` requests for speech fails, with a 500 and a reset in turn. 0, as without it: none.
 
-use aulos_bench::framing::Body;
+use aulos_bench::framing::{self, Body};
 use aulos_bench::head;
 use aulos_bench::rig::{ASKED_PATH, RECEIVED_PATH};
-use aulos_bench::speech::{ENDLESS_BYTES, Speech};
+use aulos_bench::sound;
+use aulos_bench::speech::{ENDLESS_BYTES, LONG_BYTES, Speech};
 use aulos_bench::upload::Receipt;
+use aulos_bench::websocket;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +27,7 @@ const READ_BYTES: usize = 16 * 1024;
 /// Of an upload, at once.
 const UPLOAD_READ_BYTES: usize = 256 * 1024;
 const REQUEST_BYTES_MAX: usize = 8 << 20;
+const CHUNKED_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nTransfer-Encoding: chunked\r\n\r\n";
 /// Speech of 32 kbit/s, after a first piece that a player wants in hand.
 const PACED_FIRST_BYTES: usize = 8 * 1024;
 const PACED_BYTES: usize = 1024;
@@ -78,6 +82,10 @@ impl Provider {
                 self.take(&mut stream, &mut bytes, body_at, receipt).await?;
                 continue;
             }
+            if websocket::asked(&bytes[..body_at]) {
+                bytes.drain(..body_at);
+                return echo(&mut stream, bytes).await;
+            }
             let end = body(&mut stream, &mut bytes, body_at).await?;
             let speech = Speech::asked(&bytes[body_at..end]);
             match (speech.and_then(|_| self.fault()), speech) {
@@ -85,6 +93,7 @@ impl Provider {
                 (Some(Fault::Reset), _) | (None, Some(Speech::Reset)) => return stream.set_zero_linger(),
                 (None, Some(Speech::Small)) => stream.write_all(&answers.small).await?,
                 (None, Some(Speech::Clip)) => stream.write_all(&answers.clip).await?,
+                (None, Some(speech @ (Speech::Long | Speech::Chunked))) => long(&mut stream, speech).await?,
                 (None, Some(Speech::Slow)) => return endless(&mut stream, answers).await,
                 (None, Some(Speech::Paced)) => return paced(&mut stream, answers).await,
                 (None, Some(Speech::Cut)) => {
@@ -158,6 +167,32 @@ fn answer(kind: &str, body: &[u8]) -> Vec<u8> {
 
 fn answer_head(kind: &str, length: usize) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n").into_bytes()
+}
+
+async fn long(stream: &mut TcpStream, speech: Speech) -> io::Result<()> {
+    if speech == Speech::Long {
+        stream.write_all(&answer_head("audio/mpeg", LONG_BYTES)).await?;
+        for piece in sound::pieces(LONG_BYTES) {
+            stream.write_all(&piece).await?;
+        }
+        return Ok(());
+    }
+    stream.write_all(CHUNKED_HEAD).await?;
+    for piece in sound::pieces(LONG_BYTES) {
+        stream.write_all(&framing::chunk(&piece)).await?;
+    }
+    stream.write_all(framing::LAST_CHUNK).await
+}
+
+/// Begins with what was read behind the head.
+async fn echo(stream: &mut TcpStream, mut bytes: Vec<u8>) -> io::Result<()> {
+    stream.write_all(&websocket::agreement()).await?;
+    bytes.reserve(READ_BYTES * 2);
+    loop {
+        stream.write_all(&bytes).await?;
+        bytes.clear();
+        more(stream, &mut bytes).await?;
+    }
 }
 
 async fn endless(stream: &mut TcpStream, answers: &Answers) -> io::Result<()> {

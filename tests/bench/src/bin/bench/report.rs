@@ -56,13 +56,17 @@ impl Report {
             "KB/stream",
             "errors",
         ]);
-        for case in CASES {
+        let ran = |case: &Speech| self.rounds.keys().any(|(ran, _)| ran == case);
+        for case in CASES.into_iter().filter(ran) {
             Kind::ALL.into_iter().for_each(|kind| table.row(self.row(case, kind)));
         }
-        for case in streams::CASES {
+        let ran = |case: &Speech| self.streams.keys().any(|(ran, _)| ran == case);
+        for case in streams::CASES.into_iter().filter(ran) {
             Kind::ALL.into_iter().skip(1).for_each(|kind| table.row(self.stream_row(case, kind)));
         }
-        text.push_str(&table.render());
+        if !(self.rounds.is_empty() && self.streams.is_empty()) {
+            text.push_str(&(table.render() + "\n"));
+        }
         text
     }
 

@@ -5,12 +5,14 @@ use aulos_bench::load::{Load, Run, Shot};
 use aulos_bench::speech::Speech;
 use std::io;
 use std::time::Duration;
+use tokio::time::timeout;
 
 pub(crate) const CASES: [Speech; 2] = [Speech::Small, Speech::Clip];
 pub(crate) const ROUNDS: usize = 3;
 pub(crate) const CLIENTS: usize = 16;
-const BUSY: Duration = Duration::from_secs(3);
-const QUIET: Duration = Duration::from_millis(1000);
+const BUSY: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_millis(600);
+const PROOF_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) struct Round {
     /// Many clients at once.
@@ -27,4 +29,10 @@ pub(crate) async fn round(contender: &Contender, case: Speech, round: usize) -> 
     let warm = Duration::from_millis(200);
     let quiet = Load { connections: 1, warm, length: QUIET, ..load }.run(contender.pid()).await?;
     Ok(Round { busy, quiet })
+}
+
+/// Waits for the proof that a contender does what is measured, and has it say why if it does not.
+pub(crate) async fn proven(contender: &Contender, proof: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    let proof = timeout(PROOF_MAX, proof).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    proof.map_err(|error| contender.complaint(&error.to_string()))
 }

@@ -1,9 +1,10 @@
 //! `make soak`: what only shows under pressure or after a while. Idle clients, slow heads, dear requests, a
-//! minute of mixed traffic of which a third is broken, uploads larger than the memory there is for them, providers
-//! that fail. By hand, on loopback, a few minutes; a table with a target in each row, and exit code 1 if one was missed.
+//! minute of mixed traffic of which a third is broken, uploads larger than the memory there is for them, a gigabyte
+//! that passes through each way, providers that fail. By hand, on loopback, a few minutes; a table with a target in
+//! each row, and exit code 1 if one was missed.
 //!
 //! ```text
-//! soak [--bare] [idle] [slow-heads] [dear] [mixed] [uploads] [failing]      no figure named: all
+//! soak [--bare] [idle] [slow-heads] [dear] [mixed] [uploads] [passing] [failing]      no figure named: all
 //! ```
 //!
 //! `--bare` puts the bare Pingora proxy in the gateway's place, to see what it is that the gateway adds; it knows one
@@ -13,8 +14,10 @@ mod amplify;
 mod failing;
 mod finding;
 mod gauge;
+mod held;
 mod idle;
 mod mixed;
+mod passing;
 mod slow_heads;
 mod uploads;
 mod visitor;
@@ -29,7 +32,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const SOAK_MAX: Duration = Duration::from_secs(480);
-const FIGURES: [&str; 6] = ["idle", "slow-heads", "dear", "mixed", "uploads", "failing"];
+const FIGURES: [&str; 7] = ["idle", "slow-heads", "dear", "mixed", "uploads", "passing", "failing"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -92,6 +95,7 @@ async fn find(figure: &str, kind: Kind, rig: &Rig, files_max: u64) -> io::Result
         "slow-heads" => slow_heads::run(&contender).await,
         "dear" => amplify::run(&contender).await,
         "mixed" => mixed::run(&contender, rig).await,
+        "passing" => passing::run(contender).await,
         _ => uploads::run(contender, rig).await,
     }
 }

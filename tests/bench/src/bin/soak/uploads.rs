@@ -3,33 +3,26 @@
 
 use crate::finding::Finding;
 use crate::gauge::{self, SETTLE_MAX};
+use crate::held::{self, MEGA, RISE_BYTES_MAX, SPOOLED, WARM_BYTES};
 use aulos_bench::contender::{Contender, SPOOL_BYTES_MAX};
 use aulos_bench::procfs;
 use aulos_bench::rig::Rig;
 use aulos_bench::upload::{Begun, Layout, MODEL, STREAMED_MODEL, Upload, Wanted};
 use std::io;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 const FIGURE: &str = "uploads";
-const MEGA: usize = 1_000_000;
-/// More than is kept in memory, and little beside what is measured: what it leaves behind hides nothing.
-const WARM_BYTES: usize = 4 * MEGA;
 const ONE_BYTES: usize = 200 * MEGA;
 const STREAMED_BYTES: usize = 25 * MEGA;
 const MANY: usize = 8;
 const MANY_BYTES: usize = 100 * MEGA;
-/// Of resident memory, for each upload.
-const RISE_BYTES_MAX: usize = 8 * MEGA;
 /// What is sent and has not reached the provider: in sockets, and in the hands of the proxy.
 const UNDER_WAY_BYTES_MAX: usize = MEGA;
 const UPLOAD_MAX: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-const SPOOLED: &str = "aulos_spool_bytes";
 
 pub(crate) async fn run(contender: Contender, rig: &Rig) -> io::Result<Vec<Finding>> {
     let pid = contender.pid().ok_or_else(|| io::Error::other("no process to look at"))?;
@@ -53,21 +46,13 @@ struct Proxy<'a> {
     pid: u32,
 }
 
-/// The most that was held of uploads, in bytes.
-#[derive(Debug, Default)]
-struct Most {
-    /// By the gateway's own count.
-    spooled: u64,
-    on_disk: u64,
-}
-
 impl Proxy<'_> {
     async fn one(&self) -> io::Result<Vec<Finding>> {
         let (warm, upload) = (model_last(WARM_BYTES), model_last(ONE_BYTES));
         let lost_warm = self.lost(warm).await;
-        let (rise, lost) = self.rise(self.lost(upload)).await?;
-        let what = format!("{}, after one of {}", describe(upload), megabytes(WARM_BYTES));
-        Ok(vec![resident(&what, rise, 1), arrived(&what, lost_warm + lost, 2)])
+        let (rise, lost) = held::rise(self.pid, self.lost(upload)).await?;
+        let what = format!("{}, after one of {}", describe(upload), held::megabytes(WARM_BYTES));
+        Ok(vec![held::resident(FIGURE, &what, rise, 1), held::arrived(FIGURE, &what, lost_warm + lost, 2)])
     }
 
     /// The client keeps its last piece until the provider has what went before.
@@ -79,26 +64,31 @@ impl Proxy<'_> {
         let mut begun = timeout(UPLOAD_MAX, upload.begin(self.contender.address)).await??;
         let target = (STREAMED_BYTES - UNDER_WAY_BYTES_MAX) as u64;
         let passed_on = reached(target, async || Ok(rig.received().await? - before)).await?;
-        let lost = count_lost(begun.end(&receipt)).await;
+        let lost = held::lost(FIGURE, begun.end(&receipt)).await;
         let what = format!("{}, replay_bytes = \"0\"", describe(upload));
         let early = format!("{what}: with the provider before the last byte was sent");
         Ok(vec![
             Finding::at_least(FIGURE, early, passed_on as f64 / 1e6, target as f64 / 1e6, "MB"),
-            arrived(&what, lost, 1),
+            held::arrived(FIGURE, &what, lost, 1),
         ])
     }
 
     async fn many(&self) -> io::Result<Vec<Finding>> {
         let upload = model_last(MANY_BYTES);
         let receipt = self.receipt(upload).into();
-        let (rise, seen) = self.rise(self.watch(self.at_once(upload, receipt))).await?;
+        let watched = held::watch(self.contender, self.pid, self.at_once(upload, receipt));
+        let (rise, seen) = held::rise(self.pid, watched).await?;
         let (most, lost) = seen?;
+        let lost = lost?;
         let what = format!("{MANY} at once of {}", describe(upload));
         let on_disk = gauge::at_rest(async || procfs::nameless_bytes(self.pid)).await?;
         let disk =
             format!("{what}: bytes of nameless files when all have gone (most: {} MB)", most.on_disk / 1_000_000);
-        let mut findings =
-            vec![resident(&what, rise, MANY), arrived(&what, lost, MANY as u64), Finding::none(FIGURE, disk, on_disk)];
+        let mut findings = vec![
+            held::resident(FIGURE, &what, rise, MANY),
+            held::arrived(FIGURE, &what, lost, MANY as u64),
+            Finding::none(FIGURE, disk, on_disk),
+        ];
         if let Some(admin) = self.contender.admin {
             let (spooled, max) = (most.spooled as f64 / 1e6, SPOOL_BYTES_MAX as f64 / 1e6);
             let left = gauge::at_rest(async || gauge::read(admin, SPOOLED).await).await?;
@@ -113,37 +103,13 @@ impl Proxy<'_> {
         let mut ends = JoinSet::new();
         for mut begun in begin_many(self.contender, upload).await? {
             let receipt = Arc::clone(&receipt);
-            ends.spawn(async move { count_lost(begun.end(&receipt)).await });
+            ends.spawn(async move { held::lost(FIGURE, begun.end(&receipt)).await });
         }
         Ok(ends.join_all().await.into_iter().sum())
     }
 
-    /// By how many bytes resident memory ever was above what it is now.
-    async fn rise<T>(&self, work: impl Future<Output = T>) -> io::Result<(u64, T)> {
-        let before = procfs::steady_resident_bytes(self.pid).await?;
-        procfs::forget_peak(self.pid)?;
-        let done = work.await;
-        Ok((procfs::peak_bytes(self.pid)?.saturating_sub(before), done))
-    }
-
-    /// Looks at what is held for as long as the work takes.
-    async fn watch<T>(&self, work: impl Future<Output = io::Result<T>>) -> io::Result<(Most, T)> {
-        let (mut most, mut look, mut work) = (Most::default(), interval(LOOK_EVERY), pin!(work));
-        loop {
-            tokio::select! {
-                done = &mut work => return Ok((most, done?)),
-                _ = look.tick() => {
-                    most.on_disk = most.on_disk.max(procfs::nameless_bytes(self.pid)?);
-                    if let Some(admin) = self.contender.admin {
-                        most.spooled = most.spooled.max(gauge::read(admin, SPOOLED).await?);
-                    }
-                }
-            }
-        }
-    }
-
     async fn lost(&self, upload: Upload) -> u64 {
-        count_lost(upload.deliver(self.contender.address, &self.receipt(upload))).await
+        held::lost(FIGURE, upload.deliver(self.contender.address, &self.receipt(upload))).await
     }
 
     fn receipt(&self, upload: Upload) -> String {
@@ -184,29 +150,10 @@ async fn reached(enough: u64, mut count: impl AsyncFnMut() -> io::Result<u64>) -
         if counted >= enough || Instant::now() > deadline {
             return Ok(counted);
         }
-        sleep(LOOK_EVERY).await;
+        sleep(held::LOOK_EVERY).await;
     }
 }
 
-/// 1 if the upload is lost, else 0.
-async fn count_lost(upload: impl Future<Output = io::Result<()>>) -> u64 {
-    let ended = timeout(UPLOAD_MAX, upload).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    u64::from(ended.inspect_err(|error| eprintln!("{FIGURE}: {error}")).is_err())
-}
-
-fn resident(what: &str, rise: u64, uploads: usize) -> Finding {
-    let max = (uploads * RISE_BYTES_MAX) as f64 / 1e6;
-    Finding::at_most(FIGURE, format!("{what}: rise of resident memory"), rise as f64 / 1e6, max, "MB")
-}
-
-fn arrived(what: &str, lost: u64, of: u64) -> Finding {
-    Finding::none(FIGURE, format!("{what}: not arrived byte for byte, of {of}"), lost)
-}
-
 fn describe(upload: Upload) -> String {
-    format!("{}, {}", megabytes(upload.file_bytes), upload.layout.name())
-}
-
-fn megabytes(bytes: usize) -> String {
-    format!("{} MB", bytes / MEGA)
+    format!("{}, {}", held::megabytes(upload.file_bytes), upload.layout.name())
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 /// Requests whose records may wait for the writer, over and above those in flight.
 const WAITING_MAX: usize = 16_384;
 /// How long the writer gathers records before it writes them. It bounds the wake-ups, not the order.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(8);
 /// How long the writer waits before it tries a refusing disk again.
 const RETRY: Duration = Duration::from_millis(250);
 /// What a buffer keeps of its memory after a burst.

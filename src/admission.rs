@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora_core::protocols::http::ServerSession;
 
 use crate::body::intake::Intake;
@@ -44,9 +44,13 @@ pub async fn pass(
     client: &mut ServerSession,
     spools: &Arc<Spools>,
 ) -> Result<Asked, Failed> {
+    let is_bodiless = client.is_body_done();
     let head = client.req_header();
     let path = passthrough::target(&provider.base_url.path, rest);
-    passthrough::permit(state, caller, provider, &path)?;
+    passthrough::permit(state, caller, provider, rest, &path)?;
+    if state.anonymous.is_some() && head.headers.contains_key(header::ORIGIN) {
+        return Err(Refusal::Forbidden("pass anything through for a web page, as no key was asked for").into());
+    }
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     // Without `Connection` it is somebody's else, who does not know that this connection would be switched.
     let upgrade = client.is_upgrade_req()
@@ -55,6 +59,10 @@ pub async fn pass(
         && hops::is_named(&head.headers, "upgrade");
     let pass = passthrough::pass(provider, &path, head.uri.query(), &head.headers, upgrade);
     let declared = read::declared(head, usize::MAX)?;
+    let is_unframed = head.version == Version::HTTP_2 && declared.is_none();
+    if is_unframed && matches!(head.method, Method::GET | Method::HEAD) && !is_bodiless {
+        return Err(Refusal::InvalidHead("a body of that method has to have a length".into()).into());
+    }
     let may_repeat = !upgrade && head.headers.contains_key("idempotency-key");
     read::invite(client).await?;
     let (again, intake) = if may_repeat {

@@ -27,6 +27,7 @@ const STRANGERS_A_SECOND: u64 = 10;
 pub struct Desk {
     pub records: Arc<Records>,
     pub load: Arc<Load>,
+    pub tunnels: Arc<Load>,
     pub metrics: Arc<Metrics>,
     pub pools: Pools,
     pub spools: Arc<Spools>,
@@ -39,7 +40,8 @@ impl Desk {
     pub fn new(records: Arc<Records>, spools: Spools, metrics: Arc<Metrics>) -> Self {
         Self {
             records,
-            load: Arc::default(),
+            load: Arc::new(Load::new(metrics.in_flight.clone())),
+            tunnels: Arc::new(Load::new(metrics.tunnels.clone())),
             metrics,
             pools: Pools::default(),
             spools: Arc::new(spools),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
+use prometheus::IntGauge;
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, OTHER};
@@ -119,32 +120,40 @@ impl Admitted {
     }
 }
 
-/// The count of requests that are being served.
-#[derive(Debug, Default)]
-pub struct Load(AtomicUsize);
+/// How many of something there are now: requests being served, connections switched.
+#[derive(Debug)]
+pub struct Load {
+    count: AtomicUsize,
+    gauge: IntGauge,
+}
 
 /// One of them.
-pub struct InFlight(Arc<Load>, Arc<Metrics>);
+pub struct InFlight(Arc<Load>);
 
 impl Load {
-    /// How many are being served.
-    pub fn now(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+    /// `gauge` shows the same.
+    pub fn new(gauge: IntGauge) -> Self {
+        Self { count: AtomicUsize::new(0), gauge }
     }
 
-    /// Counts one more, if fewer than `max` are being served.
-    pub fn enter(self: &Arc<Self>, max: usize, metrics: &Arc<Metrics>) -> Option<InFlight> {
-        let before = self.0.fetch_add(1, Ordering::Relaxed);
-        metrics.in_flight.inc();
-        let entered = InFlight(Arc::clone(self), Arc::clone(metrics));
+    /// How many there are.
+    pub fn now(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more, if there are fewer than `max`.
+    pub fn enter(self: &Arc<Self>, max: usize) -> Option<InFlight> {
+        let before = self.count.fetch_add(1, Ordering::Relaxed);
+        self.gauge.inc();
+        let entered = InFlight(Arc::clone(self));
         (before < max).then_some(entered)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-        self.1.in_flight.dec();
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.gauge.dec();
     }
 }
 
@@ -226,15 +235,16 @@ impl Exchange {
     }
 
     fn outcome(&self, end: End, now: Instant) -> Outcome {
+        let (bytes_in, bytes_out, first_out) = self.meter.read();
         Outcome {
             ts: self.ts,
             id: self.id,
             attempts: self.admitted().map_or(0, |admitted| admitted.attempts.len()),
             status: self.status,
             end,
-            bytes_in: self.meter.bytes_in,
-            bytes_out: self.meter.bytes_out,
-            ttfb: self.meter.first_out.map(|first| first.saturating_duration_since(self.arrived)),
+            bytes_in,
+            bytes_out,
+            ttfb: first_out.map(|first| first.saturating_duration_since(self.arrived)),
             duration: now.saturating_duration_since(self.arrived),
         }
     }
@@ -334,13 +344,13 @@ mod tests {
         std::fs::remove_dir_all(&dir).ok();
         let (records, writer) = Records::open(&dir, 4).expect("opens");
         let metrics = Arc::new(Metrics::new().expect("registers"));
-        let load = Arc::new(Load::default());
+        let load = Arc::new(Load::new(metrics.in_flight.clone()));
         let state = Arc::new(testing::state(""));
         let mut exchange = Exchange::new(Uuid::nil(), Instant::now(), Timestamp::UNIX_EPOCH, state, metrics.clone());
-        exchange.begin(records.reserve().expect("room"), load.enter(1, &metrics));
-        assert!(load.enter(1, &metrics).is_none(), "one is in flight");
+        exchange.begin(records.reserve().expect("room"), load.enter(1));
+        assert!(load.enter(1).is_none(), "one is in flight");
         body(exchange);
-        assert!(load.enter(1, &metrics).is_some(), "none is any more");
+        assert!(load.enter(1).is_some(), "none is any more");
         assert_eq!(writer.close(), 0);
         let lines = std::fs::read_to_string(dir.join("audit.jsonl")).expect("readable");
         std::fs::remove_dir_all(dir).ok();

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::uri::Authority;
-use http::{StatusCode, Version, header};
+use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
@@ -29,6 +28,7 @@ use crate::stage::authenticate::Denied;
 use crate::stage::authenticate::Places;
 use crate::stage::inspect::{self, Media, Task};
 use crate::stage::record::{Client, PATH_BYTES_MAX, Request};
+use crate::stage::route::Leg;
 use crate::stage::stream::Sent;
 use crate::stage::{authenticate, h2, passthrough, rewrite, stream};
 use crate::state::State;
@@ -82,10 +82,11 @@ impl Gateway {
         let head = session.req_header();
         let query = head.uri.query().unwrap_or_default().to_owned();
         let path = head.uri.path().to_owned();
-        let host = host(head, &state);
+        let host = passthrough::host(head.uri.authority(), &head.headers, &state);
         let passes =
             (host.is_some() || path.starts_with(surface::PASSTHROUGH)).then(|| passthrough::place(&state, host, &path));
-        exchange.dialect = passes.as_ref().and_then(|_| passthrough::dialect(&state, host, &path));
+        // To a stranger, what is configured is not told: only what the name would mean anywhere.
+        exchange.dialect = passes.as_ref().and_then(|_| passthrough::dialect(&state, host, &path, false));
         let places = if passes.is_some() { Places::Anywhere } else { Places::Headers };
         // Who asks is for the record, whatever is asked; that nothing is there is said to everybody.
         let denied = match authenticate::caller(&state, &head.headers, &query, places, exchange.ts) {
@@ -106,6 +107,9 @@ impl Gateway {
         let is_public = state.settings.server.public_catalog && !place.endpoint.is_forwarded();
         if let Some(refusal) = denied.filter(|refusal| !(is_public && matches!(refusal, Refusal::MissingKey(_)))) {
             return Err(refusal.into());
+        }
+        if passes.is_some() {
+            exchange.dialect = passthrough::dialect(&state, host, &path, true);
         }
         let headers = &head.headers;
         let Some(caller) = exchange.caller.as_ref().filter(|_| place.endpoint.is_forwarded()) else {
@@ -135,7 +139,7 @@ impl Gateway {
     fn begin(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
         let slot = self.desk.records.reserve();
         let max = exchange.state.settings.limits.in_flight;
-        let in_flight = self.desk.load.enter(max, &self.desk.metrics);
+        let in_flight = self.desk.load.enter(max);
         let refusal = match (&slot, &in_flight) {
             (None, _) => Some(Refusal::RecordsUnavailable),
             (_, None) => Some(Refusal::Overloaded),
@@ -213,16 +217,9 @@ impl Gateway {
     }
 }
 
-/// The provider whose passthrough the host name stands for, if it does for one.
-fn host<'s>(head: &RequestHeader, state: &'s State) -> Option<&'s str> {
-    let hosts = &state.settings.hosts;
-    if hosts.is_empty() {
-        return None;
-    }
-    let named = head.uri.authority().map(Authority::as_str);
-    let named = named.or_else(|| head.headers.get(header::HOST)?.to_str().ok())?;
-    let host = named.parse::<Authority>().ok()?.host().to_ascii_lowercase();
-    hosts.get(host.strip_suffix('.').unwrap_or(&host)).map(String::as_str)
+/// Whether the host name stands for a provider's passthrough.
+fn is_routed(head: &RequestHeader, state: &State) -> bool {
+    passthrough::host(head.uri.authority(), &head.headers, state).is_some()
 }
 
 /// Which endpoint a head is for.
@@ -309,7 +306,7 @@ impl ProxyHttp for Gateway {
         if let Some(place) = surface::find(session.req_header().uri.path())
             && place.endpoint.is_health()
             && exchange.state.settings.server.public_health
-            && host(session.req_header(), &exchange.state).is_none()
+            && !is_routed(session.req_header(), &exchange.state)
             && place.endpoint.allows(&session.req_header().method)
         {
             exchange.endpoint = Some(place.endpoint);
@@ -331,7 +328,8 @@ impl ProxyHttp for Gateway {
             }
             Ok(Admission::Forward(admitted, intake)) => {
                 let timeouts = &exchange.state.settings.timeouts;
-                let hold_200 = admitted.plan.routes.iter().any(|leg| leg.provider.hold_200);
+                let holds = |leg: &Leg| leg.provider.hold_200;
+                let hold_200 = !admitted.call.passes() && admitted.plan.routes.iter().any(holds);
                 let patience = Patience { first_byte: timeouts.first_byte, idle: timeouts.idle, hold_200 };
                 exchange.progress = Progress::Admitted(admitted);
                 let stopping = self.stopping.clone();
@@ -417,8 +415,8 @@ impl ProxyHttp for Gateway {
         attempt.log.status = Some(status);
         attempt.log.ttfb_ms = attempt.connected.map(|connected| connected.elapsed());
         // What is no answer at all is a failure, and not judged by its status.
-        let is_switched = head.status != StatusCode::SWITCHING_PROTOCOLS || stream::is_switched(head);
-        let accepted = if is_switched { stream::accept(head, passes) } else { Err(Refusal::UpstreamInvalid) };
+        let is_false = head.status == StatusCode::SWITCHING_PROTOCOLS && !stream::is_switched(head);
+        let accepted = if is_false { Err(Refusal::UpstreamInvalid) } else { stream::accept(head, passes) };
         if matches!(accepted, Err(Refusal::UpstreamInvalid)) {
             return accepted.map_err(refused);
         }
@@ -528,9 +526,7 @@ impl ProxyHttp for Gateway {
             None => ended(&ctx.exchange, ctx.begun, error),
         };
         let exchange = &mut ctx.exchange;
-        if ctx.over.is_none() {
-            exchange.meter.bytes_in = session.downstream_session.body_bytes_read() as u64;
-        }
+        exchange.meter.bytes_in = session.downstream_session.body_bytes_read() as u64;
         if !answered(session) {
             exchange.status = None;
         }

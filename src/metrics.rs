@@ -17,6 +17,7 @@ pub struct Metrics {
     pub overhead: Histogram,
     pub first_audio: HistogramVec,
     pub in_flight: IntGauge,
+    pub tunnels: IntGauge,
     pub connections: IntGauge,
     pub upstream_errors: IntCounterVec,
     pub failovers: IntCounterVec,
@@ -58,6 +59,7 @@ impl Metrics {
             overhead: register(r, Histogram::with_opts(overhead)?)?,
             first_audio: register(r, HistogramVec::new(first, &["model", "provider"])?)?,
             in_flight: gauge("aulos_requests_in_flight", "Requests that are being served.")?,
+            tunnels: gauge("aulos_tunnels", "WebSockets that are relayed, or asked for.")?,
             connections: gauge("aulos_connections", "Client connections that are open.")?,
             upstream_errors: counters("aulos_upstream_errors_total", "Attempts that failed.", &["provider", "reason"])?,
             failovers: counters(

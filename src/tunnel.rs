@@ -28,8 +28,14 @@ pub struct Bounds {
     pub idle: Duration,
     /// In all.
     pub total: Duration,
-    /// After `stopping` turned true.
-    pub drain: Duration,
+}
+
+/// The end of the process.
+pub struct Stopping<D> {
+    /// Turns true when it begins.
+    pub begun: watch::Receiver<bool>,
+    /// How long a tunnel may last after that; asked for then.
+    pub drain: D,
 }
 
 /// One end of the tunnel.
@@ -52,7 +58,7 @@ pub enum Over {
     Idle,
     /// We ended it after [`Bounds::total`].
     Total,
-    /// We ended it, [`Bounds::drain`] after we were told to stop.
+    /// We ended it, [`Stopping::drain`] after we were told to stop.
     Drained,
 }
 
@@ -82,7 +88,7 @@ pub async fn relay<C, P>(
     client: Side<C>,
     provider: Side<P>,
     bounds: Bounds,
-    stopping: watch::Receiver<bool>,
+    stopping: Stopping<impl FnOnce() -> Duration>,
     counts: &Counts,
     mask: impl FnOnce() -> [u8; 4],
 ) -> Over
@@ -119,12 +125,13 @@ impl Over {
 }
 
 /// Waits for the first of the bounds.
-async fn reached(bounds: Bounds, mut stopping: watch::Receiver<bool>, activity: &Activity) -> Over {
+async fn reached(bounds: Bounds, stopping: Stopping<impl FnOnce() -> Duration>, activity: &Activity) -> Over {
+    let Stopping { mut begun, drain } = stopping;
     let drained = async {
-        if stopping.wait_for(|stopping| *stopping).await.is_err() {
+        if begun.wait_for(|begun| *begun).await.is_err() {
             std::future::pending::<()>().await;
         }
-        sleep(bounds.drain).await;
+        sleep(drain()).await;
     };
     tokio::select! {
         biased;
@@ -316,8 +323,13 @@ mod tests {
 
     const KEY: [u8; 4] = *b"KEY!";
     const SECOND: Duration = Duration::from_secs(1);
-    const BOUNDS: Bounds =
-        Bounds { idle: Duration::from_secs(10), total: Duration::from_secs(100), drain: Duration::from_secs(5) };
+    const DRAIN: Duration = Duration::from_secs(5);
+
+    fn until(begun: watch::Receiver<bool>) -> Stopping<fn() -> Duration> {
+        Stopping { begun, drain: || DRAIN }
+    }
+
+    const BOUNDS: Bounds = Bounds { idle: Duration::from_secs(10), total: Duration::from_secs(100) };
     const CLOSE: &[u8] = b"\x88\x02\x03\xe8";
 
     /// A tunnel that runs, and what stands at its ends.
@@ -343,7 +355,7 @@ mod tests {
         let (stop, stopping) = watch::channel(false);
         let counts = Arc::new(Counts::default());
         let counted = Arc::clone(&counts);
-        let over = tokio::spawn(async move { relay(near, far, BOUNDS, stopping, &counted, || KEY).await });
+        let over = tokio::spawn(async move { relay(near, far, BOUNDS, until(stopping), &counted, || KEY).await });
         Tunnel { client, provider, stop, counts, began: Instant::now(), over }
     }
 
@@ -477,7 +489,7 @@ mod tests {
             assert_eq!(next(4, &mut client).await, b"down");
         };
         tokio::select! {
-            over = relay(near, far, BOUNDS, stopping, &counts, || KEY) => unreachable!("{over:?}"),
+            over = relay(near, far, BOUNDS, until(stopping), &counts, || KEY) => unreachable!("{over:?}"),
             () = talk => {}
         }
     }
@@ -527,8 +539,8 @@ mod tests {
         drop(stop);
         let (near, far) = (Side { stream: near, early: Bytes::new() }, Side { stream: far, early: Bytes::new() });
         let began = Instant::now();
-        let over = relay(near, far, BOUNDS, stopping, &Counts::default(), || KEY).await;
-        assert_eq!((over, began.elapsed()), (Over::Drained, BOUNDS.drain + PARTING));
+        let over = relay(near, far, BOUNDS, until(stopping), &Counts::default(), || KEY).await;
+        assert_eq!((over, began.elapsed()), (Over::Drained, DRAIN + PARTING));
         drop((client, provider));
     }
 
@@ -602,7 +614,7 @@ mod tests {
             let near = Side { stream: duplex(100).0, early: Bytes::from_static(b"up") };
             let far = Side { stream: duplex(100).0, early: Bytes::from_static(b"down") };
             let (_stop, stopping) = watch::channel(false);
-            assert_eq!(relay(near, far, bounds, stopping, &Counts::default(), || KEY).await, Over::Total);
+            assert_eq!(relay(near, far, bounds, until(stopping), &Counts::default(), || KEY).await, Over::Total);
         }
     }
 
@@ -645,10 +657,10 @@ mod tests {
         tunnel.client.write_all(&noise(100_000)).await.expect("taken");
         tunnel.client.shutdown().await.expect("shut");
         tunnel.provider.write_all(&noise(100_000)).await.expect("taken");
-        assert_eq!(tunnel.began.elapsed(), BOUNDS.drain);
+        assert_eq!(tunnel.began.elapsed(), DRAIN);
         let (began, counts) = (tunnel.began, Arc::clone(&tunnel.counts));
         assert_eq!(tunnel.over.await.expect("no panic"), Over::Drained);
-        assert_eq!(began.elapsed(), BOUNDS.drain + PARTING, "the provider has not ended");
+        assert_eq!(began.elapsed(), DRAIN + PARTING, "the provider has not ended");
         assert_eq!((counts.up.load(Ordering::Relaxed), counts.down.load(Ordering::Relaxed)), (0, 0));
         assert_eq!(rest(&mut tunnel.provider).await, provider_close);
     }
@@ -735,6 +747,6 @@ mod tests {
         let (client, provider) = (duplex(1).0, duplex(1).0);
         let (client, provider) =
             (Side { stream: client, early: Bytes::new() }, Side { stream: provider, early: Bytes::new() });
-        sent(relay(client, provider, BOUNDS, watch::channel(false).1, &Counts::default(), || KEY));
+        sent(relay(client, provider, BOUNDS, until(watch::channel(false).1), &Counts::default(), || KEY));
     }
 }

@@ -145,8 +145,11 @@ fn prove(settings: &Settings) -> Result<(), Failed> {
     let mut failed = 0;
     for (name, provider) in &settings.providers {
         for (peer, key, what) in runtime.block_on(upstream::prove(provider)) {
-            let key = if key == 0 { String::new() } else { format!(", key {key}") };
+            // Where nobody knows what costs nothing, no key was shown.
+            let is_asked = provider.kind.probe().is_some();
+            let key = if key == 0 || !is_asked { String::new() } else { format!(", key {key}") };
             match what {
+                Ok(()) if !is_asked => println!("{name} at {peer}: can be reached; its keys cannot be tried"),
                 Ok(()) => println!("{name} at {peer}{key}: answers"),
                 Err(why) => {
                     failed += 1;

@@ -18,7 +18,7 @@ use crate::stage::passthrough;
 use crate::stage::rewrite;
 use crate::stage::route::{self, Plan};
 use crate::state::State;
-use crate::surface::{self, Endpoint};
+use crate::surface::{self, Endpoint, Place};
 use crate::wire::json::{Member, Scanner};
 use crate::wire::multipart::Boundary;
 
@@ -96,7 +96,10 @@ struct Dry<'d> {
 impl Dry<'_> {
     fn follow(&self, said: &mut Vec<(&'static str, String)>) -> Result<(), Refusal> {
         let path = self.uri.path();
-        let place = surface::find(path)
+        let host = passthrough::host(self.uri.authority(), self.headers, self.state);
+        let routed = host.map(|_| Place { endpoint: Endpoint::Passthrough, model: None });
+        let place = routed
+            .or_else(|| surface::find(path))
             .ok_or_else(|| Refusal::UnknownPath { path: path.to_owned(), hint: surface::hint(path) })?;
         said.push(("endpoint", place.endpoint.op().to_owned()));
         if !place.endpoint.allows(self.method) {
@@ -109,7 +112,7 @@ impl Dry<'_> {
             return Ok(());
         }
         if place.endpoint == Endpoint::Passthrough {
-            return self.passed(&caller, said);
+            return self.passed(host, &caller, said);
         }
         let named = inspect::named(&place, self.headers, self.uri.query().unwrap_or_default())?;
         if place.endpoint.is_upload() {
@@ -145,10 +148,15 @@ impl Dry<'_> {
         Ok(caller)
     }
 
-    fn passed(&self, caller: &Caller, said: &mut Vec<(&'static str, String)>) -> Result<(), Refusal> {
-        let (provider, rest) = passthrough::place(self.state, None, self.uri.path())?;
+    fn passed(
+        &self,
+        host: Option<&str>,
+        caller: &Caller,
+        said: &mut Vec<(&'static str, String)>,
+    ) -> Result<(), Refusal> {
+        let (provider, rest) = passthrough::place(self.state, host, self.uri.path())?;
         let path = passthrough::target(&provider.base_url.path, rest);
-        passthrough::permit(self.state, caller, provider, &path)?;
+        passthrough::permit(self.state, caller, provider, rest, &path)?;
         let judged = if self.args.key.is_some() { "allowed" } else { "not judged without --key" };
         said.push(("access", judged.to_owned()));
         let pass = passthrough::pass(provider, &path, self.uri.query(), self.headers, false);
@@ -172,7 +180,7 @@ impl Dry<'_> {
         said.push(("access", judged.to_owned()));
         for (n, leg) in (1..).zip(&plan.routes) {
             let base = &leg.provider.base_url;
-            let target = rewrite::target(&base.path, &leg.target, self.uri.query());
+            let target = rewrite::target(&leg.provider, &leg.target, self.uri.query());
             let (provider, model) = (&leg.provider.name, &leg.provider_model);
             said.push(("candidate", format!("{n}. {provider}/{model} at {}{target}", base.origin())));
             said.extend(self.standings.of(provider));

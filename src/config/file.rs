@@ -229,8 +229,9 @@ fn limits(mut table: Section) -> Limits {
     let chat_body = size(&mut table, "chat_body", 1).unwrap_or(json_body);
     let upload_body = size(&mut table, "upload_body", 1).unwrap_or(100 << 20);
     let in_flight = table.take("in_flight").and_then(|item| item.integer(1..=IN_FLIGHT_MAX)).unwrap_or(4096);
+    let tunnels = table.take("tunnels").and_then(|item| item.integer(1..=IN_FLIGHT_MAX)).unwrap_or(1024);
     table.finish();
-    Limits { json_body, chat_body, upload_body, in_flight }
+    Limits { json_body, chat_body, upload_body, in_flight, tunnels }
 }
 
 fn spool(reader: &Reader<'_>, mut table: Section, limits: &Limits) -> Spool {
@@ -361,6 +362,7 @@ fn hosts(reader: &Reader<'_>, written: Vec<Entry>, names: &Names) -> BTreeMap<St
     for (name, item) in written {
         let provider = names.provider(&item);
         let host = name.get_ref().to_ascii_lowercase();
+        let host = host.strip_suffix('.').map(str::to_owned).unwrap_or(host);
         if values::host(&host).is_none() {
             let message = format!("{} is not a host name", quote(name.get_ref()));
             reader.report(Finding::error(name.span(), message).help("it has no scheme, no port and no path"));

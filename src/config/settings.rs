@@ -98,6 +98,8 @@ pub struct Limits {
     pub upload_body: usize,
     /// Requests at once.
     pub in_flight: usize,
+    /// WebSocket connections at once; each is a request as well.
+    pub tunnels: usize,
 }
 
 /// How hard a request is tried.

@@ -107,7 +107,8 @@ fn an_empty_file_is_all_defaults() {
         tunnel_total: seconds(7200),
     };
     assert_eq!(settings.timeouts, timeouts);
-    let limits = Limits { json_body: 1 << 20, chat_body: 1 << 20, upload_body: 100 << 20, in_flight: 4096 };
+    let limits =
+        Limits { json_body: 1 << 20, chat_body: 1 << 20, upload_body: 100 << 20, in_flight: 4096, tunnels: 1024 };
     assert_eq!(settings.limits, limits);
     let spool = Spool { memory_bytes: 64 << 10, replay_bytes: 100 << 20, total_bytes: 4 << 30 };
     assert_eq!(settings.spool, spool);
@@ -257,7 +258,10 @@ fn everything_that_can_be_written_is_read() {
     assert_eq!((settings.server.admin, settings.server.threads), (None, Some(2)));
     assert_eq!(settings.server.state_dir, Path::new("/etc/aulos/state"));
     assert_eq!((settings.server.user_path_header.as_str(), settings.server.access_denied_status), ("x-team", 400));
-    assert_eq!(settings.limits, Limits { json_body: 2048, chat_body: 2048, upload_body: 100 << 20, in_flight: 1 });
+    assert_eq!(
+        settings.limits,
+        Limits { json_body: 2048, chat_body: 2048, upload_body: 100 << 20, in_flight: 1, tunnels: 1024 }
+    );
 
     let provider = &settings.providers["pool-1"];
     assert_eq!((provider.name.as_str(), provider.kind.kind(), provider.keys.is_empty()), ("pool-1", "openai", true));

@@ -28,6 +28,8 @@ use crate::upstream::candidates::{Blame, Candidate};
 const UPSTREAM_IDLE: Duration = Duration::from_secs(50);
 /// A body of so many bytes is taken by the socket, whatever the provider does.
 const SOCKET_BYTES: u64 = 16 * 1024;
+/// How long a limit holds that somebody ran into with what they chose themselves.
+const PASSED_LIMIT_MAX: Duration = Duration::from_secs(60);
 /// By how much Pingora's own read timeout is longer than ours.
 const READ_SLACK: Duration = Duration::from_secs(1);
 
@@ -104,20 +106,26 @@ impl Gateway {
         let Some(attempt) = admitted.attempts.last_mut() else { return false };
         let Some(blame) = meaning.blame() else {
             // A success counts with the first bytes behind it.
-            match attempt.underway.as_mut().filter(|_| !head.status.is_success()) {
-                Some(underway) if passes => underway.answered(now),
-                Some(underway) => underway.served(|| now),
-                None => {}
+            match attempt.underway.as_mut() {
+                // Callers choose what they pass through: what comes of it says that the peer is there, if it went well.
+                Some(underway) if passes && head.status.as_u16() < 400 => underway.answered(now),
+                Some(_) if passes => attempt.underway = None,
+                Some(underway) if !head.status.is_success() => underway.served(|| now),
+                _ => {}
             }
             return false;
         };
         let said = Said::of(status, &head.headers, self.desk.now());
         if let Some(underway) = &mut attempt.underway {
             match meaning {
+                Meaning::Limited if passes => {
+                    underway.limited(said.retry_after.map(|after| after.min(PASSED_LIMIT_MAX)), now);
+                }
                 Meaning::Limited => underway.limited(said.retry_after, now),
+                Meaning::Peer if passes => {}
                 Meaning::Refused => underway.refused(now),
                 // A provider that says 408 waited for a client that is slow.
-                Meaning::Peer if status != 408 && !passes => underway.failed(now, self.desk.jitter()),
+                Meaning::Peer if status != 408 => underway.failed(now, self.desk.jitter()),
                 _ => underway.answered(now),
             }
         }
@@ -182,6 +190,7 @@ impl Gateway {
         let stale = stale && admitted.is_some_and(|admitted| admitted.failures.may_repeat(&admitted.plan, whole));
         let mut again = true;
         if !stale && !is_settled(&error) {
+            // How slow an answer to what passes through may be, nobody knows.
             if !passes {
                 self.failed(exchange);
             }
@@ -208,8 +217,7 @@ impl Gateway {
         }
     }
 
-    /// An attempt failed without an answer, and its peer is known for it. How slow an answer to what passes through may
-    /// be, nobody knows: of that, only a connection that could not be made counts.
+    /// An attempt failed without an answer, and its peer is known for it.
     fn failed(&self, exchange: &mut Exchange) {
         if let Some(underway) = exchange.attempt_mut().and_then(|attempt| attempt.underway.as_mut()) {
             underway.failed(Instant::now(), self.desk.jitter());

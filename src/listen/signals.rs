@@ -217,7 +217,7 @@ mod tests {
     async fn the_last_connection_ends_the_wait() {
         let gauge = IntGauge::new("g", "g").expect("a gauge");
         let connections = Connections::new(gauge.clone());
-        let load = Load::default();
+        let load = Load::new(IntGauge::new("load", "of a test").expect("a gauge"));
         connections.drained(&load).await;
         let (one, two) = (connections.enter(Protocol::Http1), connections.enter(Protocol::Http2));
         assert_eq!(gauge.get(), 2);

@@ -60,6 +60,11 @@ impl Placement {
         Self::Header { name, scheme: scheme.into() }
     }
 
+    /// Whether it stands in the query, under this name.
+    pub fn is_query(&self, name: &str) -> bool {
+        matches!(self, Self::Query { name: own } if own.eq_ignore_ascii_case(name))
+    }
+
     /// The credential of a key. `None`: the key cannot stand there.
     pub fn sign(&self, key: &Secret) -> Option<Credential> {
         match self {

@@ -116,21 +116,26 @@ pub fn sub_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     lists.flat_map(|list| list.split(',')).map(str::trim).filter(|offer| !offer.is_empty())
 }
 
-/// The credential among sub-protocols, and the offers that are left without it: those that only go with a credential
+/// The credentials among sub-protocols, and the offers that are left without it: those that only go with a credential
 /// are left away too.
-pub fn in_sub_protocols<'o>(offers: &[&'o str]) -> (Option<&'o str>, Vec<&'o str>) {
-    if let [scheme, key] = offers
-        && SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme))
+pub fn in_sub_protocols<'o>(offers: &[&'o str]) -> (Vec<&'o str>, Vec<&'o str>) {
+    if let [scheme, key, rest @ ..] = offers
+        && is_scheme(scheme)
     {
-        return (Some(*key), Vec::new());
+        return (vec![*key], rest.to_vec());
     }
-    let key = offers.iter().find_map(|offer| offer.strip_prefix(SUB_PROTOCOL));
+    let keys = offers.iter().filter_map(|offer| offer.strip_prefix(SUB_PROTOCOL)).collect();
     let is_left = |offer: &&&str| {
         !["openai-insecure-api-key.", "openai-organization.", "openai-project."]
             .iter()
             .any(|prefix| offer.starts_with(prefix))
     };
-    (key, offers.iter().filter(is_left).copied().collect())
+    (keys, offers.iter().filter(is_left).copied().collect())
+}
+
+/// Whether a sub-protocol only says that a credential follows.
+pub fn is_scheme(offer: &str) -> bool {
+    SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(offer))
 }
 
 type Presented<'h> = (Cow<'h, [u8]>, &'static str);
@@ -154,10 +159,10 @@ fn elsewhere<'h>(
     query: &str,
 ) -> Result<Option<Presented<'h>>, Refusal> {
     let offers: Vec<&str> = sub_protocols(headers).collect();
-    let offered = in_sub_protocols(&offers).0.map(|key| (Cow::Borrowed(key.as_bytes()), "sub_protocol"));
+    let offered = in_sub_protocols(&offers).0.into_iter().map(|key| (Cow::Borrowed(key.as_bytes()), "sub_protocol"));
     let in_query = QUERY_CREDENTIALS.iter().flat_map(|name| query_values(query, name));
     let in_query = in_query.map(|key| (Cow::Owned(key.into_bytes()), "query"));
-    for (key, spelling) in offered.into_iter().chain(in_query) {
+    for (key, spelling) in offered.chain(in_query) {
         match &found {
             None => found = Some((key, spelling)),
             Some((first, _)) if *first == key => {}
@@ -296,6 +301,11 @@ mod tests {
             (&[bearer, (PROTOCOL, "token, another")], "", Err(Refusal::ConflictingKeys)),
             (&[bearer, (PROTOCOL, "chat, superchat")], "", Ok("bearer")),
             (&[(PROTOCOL, "token, wrong")], "", Err(Refusal::InvalidKey)),
+            (
+                &[(PROTOCOL, "openai-insecure-api-key.omx_live_1, openai-insecure-api-key.another")],
+                "",
+                Err(Refusal::ConflictingKeys),
+            ),
         ] {
             assert_eq!(anywhere(pairs, query), want, "{pairs:?} {query}");
             if !pairs.iter().any(|(name, _)| *name == "authorization") {
@@ -309,16 +319,17 @@ mod tests {
         for (offers, key, left) in [
             (
                 &["realtime", "openai-insecure-api-key.k", "openai-organization.o", "v1"][..],
-                Some("k"),
+                &["k"][..],
                 &["realtime", "v1"][..],
             ),
-            (&["token", "k"], Some("k"), &[]),
-            (&["bearer", "k"], Some("k"), &[]),
-            (&["token", "k", "x"], None, &["token", "k", "x"]),
-            (&["chat"], None, &["chat"]),
-            (&[], None, &[]),
+            (&["token", "k"], &["k"], &[]),
+            (&["bearer", "k"], &["k"], &[]),
+            (&["token", "k", "x"], &["k"], &["x"]),
+            (&["token"], &[], &["token"]),
+            (&["chat"], &[], &["chat"]),
+            (&[], &[], &[]),
         ] {
-            assert_eq!(in_sub_protocols(offers), (key, left.to_vec()), "{offers:?}");
+            assert_eq!(in_sub_protocols(offers), (key.to_vec(), left.to_vec()), "{offers:?}");
         }
     }
 

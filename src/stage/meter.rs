@@ -1,9 +1,13 @@
 //! What passes, counted. An observer: it cannot fail, and never stops the audio.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::tunnel::Counts;
+
 /// The byte counts and times of one exchange.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Meter {
     /// Bytes of the request's body, as the client sent it.
     pub bytes_in: u64,
@@ -11,6 +15,8 @@ pub struct Meter {
     pub bytes_out: u64,
     /// When the first of them passed.
     pub first_out: Option<Instant>,
+    /// Of a connection that was switched, while it lasts and after.
+    pub tunnel: Option<Arc<Counts>>,
 }
 
 impl Meter {
@@ -18,6 +24,17 @@ impl Meter {
         if bytes > 0 {
             self.bytes_out += bytes as u64;
             self.first_out.get_or_insert_with(now);
+        }
+    }
+
+    /// Bytes in, bytes out, and when the first of those passed.
+    pub fn read(&self) -> (u64, u64, Option<Instant>) {
+        match &self.tunnel {
+            Some(counts) => {
+                let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+                (read(&counts.up), read(&counts.down), counts.first_down())
+            }
+            None => (self.bytes_in, self.bytes_out, self.first_out),
         }
     }
 }
@@ -34,6 +51,10 @@ mod tests {
         meter.see_out(3, || start);
         meter.see_out(4, || unreachable!("only the first is timed"));
         meter.bytes_in = 5;
-        assert_eq!((meter.bytes_in, meter.bytes_out, meter.first_out), (5, 7, Some(start)));
+        assert_eq!(meter.read(), (5, 7, Some(start)));
+        let counts = Arc::new(Counts::default());
+        meter.tunnel = Some(Arc::clone(&counts));
+        counts.up.fetch_add(3, Ordering::Relaxed);
+        assert_eq!(meter.read(), (3, 0, None), "a tunnel is all there is");
     }
 }

@@ -5,13 +5,14 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
 use crate::config::settings::{BaseUrl, Provider, Selector};
-use crate::provider::{self, Placement, Target};
+use crate::provider::{self, Target};
 use crate::refusal::Refusal;
-use crate::stage::authenticate::{Caller, QUERY_CREDENTIALS, in_sub_protocols, sub_protocols};
+use crate::stage::authenticate::{Caller, QUERY_CREDENTIALS, in_sub_protocols, is_scheme, sub_protocols};
 use crate::stage::inspect::{Call, Task};
 use crate::stage::route::{Again, Leg, Plan};
 use crate::state::State;
@@ -66,16 +67,34 @@ fn named<'n, 'p: 'n>(host: Option<&'n str>, path: &'p str) -> (&'n str, &'p str)
     }
 }
 
-/// Whose clients ask, as far as the path says, however wrong the rest of it is.
-pub fn dialect(state: &State, host: Option<&str>, path: &str) -> Option<&'static dyn provider::Provider> {
-    Some(state.provider(named(host, path).0)?.kind)
+/// Whose clients ask, as far as the path says, however wrong the rest of it is. `known`: what is configured under the
+/// name may be told.
+pub fn dialect(state: &State, host: Option<&str>, path: &str, known: bool) -> Option<&'static dyn provider::Provider> {
+    let name = named(host, path).0;
+    match state.provider(name) {
+        Some(provider) if known => Some(provider.kind),
+        _ => provider::by_kind(name),
+    }
 }
 
-/// Whether a caller may pass bytes through to `path` at a provider.
+/// The provider whose passthrough the host name stands for, if it does for one. `authority`: that of the target, as
+/// HTTP/2 has it.
+pub fn host<'s>(authority: Option<&Authority>, headers: &HeaderMap, state: &'s State) -> Option<&'s str> {
+    let hosts = &state.settings.hosts;
+    if hosts.is_empty() {
+        return None;
+    }
+    let named = authority.map(Authority::as_str).or_else(|| headers.get(header::HOST)?.to_str().ok())?;
+    let host = named.parse::<Authority>().ok()?.host().to_ascii_lowercase();
+    hosts.get(host.strip_suffix('.').unwrap_or(&host)).map(String::as_str)
+}
+
+/// Whether a caller may pass bytes through to a provider: to `path` there, asked for as `rest`. What is permitted is a path
+/// at the provider, what is forbidden is so in either spelling.
 ///
 /// Lists of models cannot tell which model is meant here: where there is one, it has to allow the whole provider, unless
 /// the key says with a list of its own where it may go.
-pub fn permit(state: &State, caller: &Caller, provider: &Provider, path: &str) -> Result<(), Refusal> {
+pub fn permit(state: &State, caller: &Caller, provider: &Provider, rest: &str, path: &str) -> Result<(), Refusal> {
     let key = &caller.key;
     let Some(right) = &key.passthrough else { return Err(Refusal::Forbidden("pass anything through")) };
     let whole = |list: &[Selector]| {
@@ -92,7 +111,8 @@ pub fn permit(state: &State, caller: &Caller, provider: &Provider, path: &str) -
         (None, None) => true,
     };
     let is_allowed = is_listed && state.lists_of(&caller.user_path).all(whole);
-    if !is_allowed || right.deny.iter().any(|glob| glob.denies(&place)) {
+    let asked = format!("{}{rest}", provider.name);
+    if !is_allowed || right.deny.iter().any(|glob| glob.denies(&place) || glob.denies(&asked)) {
         return Err(Refusal::Forbidden("pass anything through to this path"));
     }
     Ok(())
@@ -100,17 +120,14 @@ pub fn permit(state: &State, caller: &Caller, provider: &Provider, path: &str) -
 
 /// What goes to the provider. `upgrade`: the client offers to speak WebSocket.
 pub fn pass(provider: &Provider, path: &str, query: Option<&str>, headers: &HeaderMap, upgrade: bool) -> Pass {
-    let is_a_credential = |name: &str| {
-        QUERY_CREDENTIALS.contains(&name)
-            || matches!(&provider.placement, Placement::Query { name: own } if own.eq_ignore_ascii_case(name))
-    };
+    let is_a_credential = |name: &str| QUERY_CREDENTIALS.contains(&name) || provider.placement.is_query(name);
     let target = match self::query(query, is_a_credential) {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
     let offers: Vec<&str> = sub_protocols(headers).filter(|_| upgrade).collect();
-    let only_a_credential = !offers.is_empty() && in_sub_protocols(&offers).1.is_empty();
-    let spoken = offers.first().filter(|_| only_a_credential).and_then(|scheme| HeaderValue::from_str(scheme).ok());
+    let scheme = offers.first().filter(|first| is_scheme(first) && in_sub_protocols(&offers).1.is_empty());
+    let spoken = scheme.and_then(|scheme| HeaderValue::from_str(scheme).ok());
     Pass { target, upgrade, spoken }
 }
 
@@ -599,7 +616,7 @@ mod tests {
             (with(speech), "/some", "/v1/models", false),
         ] {
             let eleven = state.provider("eleven").expect("there");
-            let got = permit(&state, &caller(&key, user_path), eleven, path);
+            let got = permit(&state, &caller(&key, user_path), eleven, path, path);
             assert_eq!(got.is_ok(), may, "{key} {user_path} {path}");
             assert!(got.err().is_none_or(|refusal| (refusal.status(), refusal.code()) == (403, "forbidden")));
         }

@@ -1,10 +1,10 @@
 //! The client's head → the provider's: path, host, credential, length. What belongs between the client and us
 //! stays here.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
 
-use crate::config::settings::ProviderKey;
+use crate::config::settings::{Provider, ProviderKey};
 use crate::provider::{Credential, Target};
 use crate::refusal::Refusal;
 use crate::stage::authenticate::{QUERY_CREDENTIALS, USER_PATH_ALIAS, in_sub_protocols, is_credential, sub_protocols};
@@ -30,7 +30,7 @@ pub fn head(
 ) -> Result<(), Refusal> {
     let provider = &leg.provider;
     let mut parts = take(head);
-    let target = target(&provider.base_url.path, &leg.target, parts.uri.query());
+    let target = target(provider, &leg.target, parts.uri.query());
     let headers = &mut parts.headers;
     let user_path_header = &state.settings.server.user_path_header;
     hops::remove(headers, |name| is_ours(name) || is_of_a_page(name) || name == user_path_header.as_str());
@@ -62,6 +62,17 @@ pub fn passed(
     headers.insert(header::HOST, leg.provider.host.clone());
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     offer(headers)?;
+    if headers.get(header::REFERER).is_some_and(|page| page.as_bytes().contains(&b'?')) {
+        // Where the key may stand that this request was made with.
+        headers.remove(header::REFERER);
+    }
+    let is_for_bodies = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+    let has_body = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+        || headers.contains_key(header::TRANSFER_ENCODING);
+    if has_body && !is_for_bodies {
+        // A provider that does not read it must not take it for the next request, which may be another caller's.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if pass.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -73,10 +84,10 @@ pub fn passed(
 
 /// Leaves what the client offers to speak, without its credential.
 fn offer(headers: &mut HeaderMap) -> Result<(), Refusal> {
-    let offers: Vec<&str> = sub_protocols(headers).collect();
-    let left = in_sub_protocols(&offers).1;
-    if left.len() < offers.len() {
-        let left = HeaderValue::from_str(&left.join(", ")).map_err(|_| Refusal::Internal)?;
+    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        let offers: Vec<&str> = sub_protocols(headers).collect();
+        let left = in_sub_protocols(&offers).1.join(", ");
+        let left = HeaderValue::from_str(&left).map_err(|_| Refusal::Internal)?;
         headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
         if !left.is_empty() {
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, left);
@@ -103,15 +114,26 @@ fn take(head: &mut RequestHeader) -> http::request::Parts {
     std::mem::replace(head, empty.into()).into()
 }
 
-/// Headers that carry a credential, say who we or the client are, or choose whose account is used at the provider, which
-/// is the operator's to choose.
+/// Headers that carry a credential, say who we or the client are, or choose what is the operator's to choose: whose account
+/// is used at the provider, and another place than the path's.
 fn is_ours(name: &str) -> bool {
     is_credential(name)
         || name.starts_with(OWN_PREFIX)
         || name.starts_with("x-forwarded-")
         || matches!(
             name,
-            "expect" | "forwarded" | "openai-organization" | "openai-project" | "set-cookie" | "via" | "x-real-ip"
+            "expect"
+                | "forwarded"
+                | "openai-organization"
+                | "openai-project"
+                | "set-cookie"
+                | "via"
+                | "x-goog-user-project"
+                | "x-host"
+                | "x-original-host"
+                | "x-original-url"
+                | "x-real-ip"
+                | "x-rewrite-url"
         )
         || name == USER_PATH_ALIAS.as_str()
 }
@@ -122,13 +144,16 @@ fn is_of_a_page(name: &str) -> bool {
 }
 
 /// The path at the provider, and the client's query without what was meant for us, or is ours to say.
-pub fn target(base: &str, target: &Target, query: Option<&str>) -> String {
-    let own = target.query.as_ref();
+pub fn target(provider: &Provider, target: &Target, query: Option<&str>) -> String {
+    let (base, own) = (&provider.base_url.path, target.query.as_ref());
     let is_the_providers = |pair: &str| {
         let name = pair.split('=').next().unwrap_or_default();
         let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
         let is_ours = name == "model" || QUERY_CREDENTIALS.contains(&name.as_ref());
-        !pair.is_empty() && !is_ours && own.is_none_or(|(own, _)| !name.eq_ignore_ascii_case(own))
+        !pair.is_empty()
+            && !is_ours
+            && !provider.placement.is_query(&name)
+            && own.is_none_or(|(own, _)| !name.eq_ignore_ascii_case(own))
     };
     let said = own.and_then(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
     let kept = query.unwrap_or_default().split('&').filter(|pair| is_the_providers(pair));

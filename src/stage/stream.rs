@@ -78,7 +78,9 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
 pub fn is_switched(answer: &ResponseHeader) -> bool {
     let mut upgrades = answer.headers.get_all(header::UPGRADE).iter();
     let upgrade = upgrades.next().filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|n| answer.headers.contains_key(n));
     answer.version == Version::HTTP_11
+        && !framed
         && upgrade.is_some()
         && upgrades.next().is_none()
         && hops::is_named(&answer.headers, "upgrade")
@@ -157,10 +159,9 @@ fn take(answer: &mut ResponseHeader) -> http::response::Parts {
 /// The masks for an answer that may hold text of the provider's.
 pub fn masks(answer: &ResponseHeader, sent: &Sent<'_>) -> Vec<Mask> {
     let media = answer.headers.get(header::CONTENT_TYPE).map(|media| media.as_bytes().to_ascii_lowercase());
-    let is_text = match &media {
-        None => !answer.status.is_success(),
-        Some(media) => media.starts_with(b"text/") || memchr::memmem::find(media, b"json").is_some(),
-    };
+    let names = |media: &[u8], part: &[u8]| memchr::memmem::find(media, part).is_some();
+    let is_text = !answer.status.is_success()
+        || media.is_some_and(|m| m.starts_with(b"text/") || names(&m, b"json") || names(&m, b"xml"));
     let secrets = sent.secrets().filter(|_| is_text);
     secrets.map(|secret| Mask::new(secret, MASKED_BYTES_MAX)).collect()
 }
@@ -355,6 +356,7 @@ mod tests {
             (Version::HTTP_10, &[("upgrade", "websocket"), ("connection", "upgrade")], false),
             (Version::HTTP_11, &[("upgrade", "websocket")], false),
             (Version::HTTP_11, &[("connection", "upgrade")], false),
+            (Version::HTTP_11, &[("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "5")], false),
             (Version::HTTP_11, &[("upgrade", "h2c"), ("connection", "upgrade")], false),
             (Version::HTTP_11, &[("upgrade", "websocket, h2c"), ("connection", "upgrade")], false),
             (Version::HTTP_11, &[("upgrade", "websocket"), ("upgrade", "websocket"), ("connection", "upgrade")], false),
@@ -376,6 +378,9 @@ mod tests {
             (500, Some("text/html"), true),
             (500, None, true),
             (200, None, false),
+            (200, Some("application/xml"), true),
+            (500, Some("audio/mpeg"), true),
+            (404, Some("application/octet-stream"), true),
         ] {
             let mut answer = ResponseHeader::build(status, None).expect("a head");
             if let Some(media) = media {

@@ -110,13 +110,15 @@ impl History {
         if let Some(seen) = self.seen().get_mut(&addr) {
             seen.last.clone_from(outcome);
             if outcome.is_ok() && std::mem::take(&mut seen.inherited) {
+                seen.since = Instant::now();
                 self.inherited.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
     fn changed(&self, addr: SocketAddr, now: Instant) {
-        if let Some(seen) = self.seen().get_mut(&addr) {
+        // To the load balancer of a new pool it is news that a peer is ill which was so before.
+        if let Some(seen) = self.seen().get_mut(&addr).filter(|seen| !seen.inherited) {
             seen.since = now;
         }
     }

@@ -135,7 +135,7 @@ fn asked(provider: &Provider, key: Option<&ProviderKey>, accept: fn(u16) -> bool
 pub async fn prove(provider: &Provider) -> Vec<(String, usize, Result<(), String>)> {
     let connector = Arc::new(TransportConnector::new(None));
     let keys: Vec<_> = (1..).zip(&provider.keys).map(|(number, key)| (number, Some(key))).collect();
-    let keys = if keys.is_empty() { vec![(0, None)] } else { keys };
+    let keys = if keys.is_empty() || provider.kind.probe().is_none() { vec![(0, None)] } else { keys };
     let mut proven = Vec::new();
     for (number, key) in keys {
         let health = asked(provider, key, |status| status < 400);

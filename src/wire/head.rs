@@ -511,6 +511,16 @@ fn authority(buf: &[u8], target: &Range<usize>) -> Result<Option<Range<usize>>, 
     found.map(Some).ok_or(Invalid("the target is neither a path nor an http URL"))
 }
 
+/// Whether a header's name is, or may be taken for, one that says where a body ends.
+pub fn is_framing(name: &[u8]) -> bool {
+    looks_like(name, "contentlength") || looks_like(name, "transferencoding")
+}
+
+/// Whether a byte may stand in a target.
+pub fn is_target(byte: u8) -> bool {
+    is(TARGET, byte)
+}
+
 /// The same letters, whatever stands between them: some servers fold `_` and the like into `-`, or drop them.
 fn looks_like(name: &[u8], letters: &str) -> bool {
     name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).eq(letters.bytes())

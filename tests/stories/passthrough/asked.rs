@@ -28,7 +28,7 @@ const ASKED: &[(&str, &str)] = &[
     ("Origin", "https://page.example"),
     ("Prefer", "respond-async"),
     ("Range", "bytes=0-5,7-"),
-    ("Referer", "https://page.example/x?y"),
+    ("Referer", "https://page.example/x"),
     ("Sec-Fetch-Mode", "cors"),
     ("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("X-Custom", "two"),
@@ -199,6 +199,11 @@ async fn over_http_2_the_same_arrives() {
                 tokio::spawn(async move { pour(&mut send, body).await });
             }
             let answer = Begun::of(answer).await.expect("an answer").whole().await;
+            if has_body && !is_declared && ["GET", "HEAD"].contains(&method) {
+                // In chunks it would be a request that servers disagree about.
+                assert_eq!(answer.status, 400, "{label}: {answer:?}");
+                continue;
+            }
             assert_eq!((answer.status, answer.complete), (200, true), "{label}: {answer:?}");
             count += 1;
             let sent = vendor.received(count).await.pop().expect("sent");

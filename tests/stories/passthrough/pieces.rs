@@ -90,7 +90,8 @@ async fn an_upload_leaves_as_it_arrives() {
     }
 }
 
-/// One connection to the gateway, one to the provider, whatever was asked on it before.
+/// One connection to the gateway, one to the provider, whatever was asked on it before; but a body that a provider may
+/// not read, of a method that has none as a rule, is the last thing on its connection.
 #[tokio::test]
 async fn connections_stay_usable() {
     let vendor = echo().await;
@@ -106,7 +107,8 @@ async fn connections_stay_usable() {
             gateway.record_of("usage", &answer).await;
         }
     }
-    assert_eq!((vendor.requests().len(), vendor.connections()), (16, 1));
+    let unread = vendor.requests().iter().filter(|request| request.header("connection") == Some("close")).count();
+    assert_eq!((vendor.requests().len(), unread, vendor.connections()), (16, 12, 12));
 }
 
 /// Requests that a client sends without waiting for answers are each answered, in their order; or the connection ends, so

@@ -115,11 +115,12 @@ async fn a_sub_protocol_that_is_a_credential_is_replaced() {
             Some("token"),
         ),
         (
+            // It is never said back: heads of answers are what others log.
             "the credential alone",
             format!("Sec-WebSocket-Protocol: {insecure}\r\n"),
             None,
             None,
-            Some(insecure.as_str()),
+            None,
         ),
         (
             "none at all",

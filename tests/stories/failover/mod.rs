@@ -7,6 +7,7 @@ mod leaving;
 mod matrix;
 mod ninefold;
 mod once;
+mod passed;
 mod peers;
 mod records;
 mod reload;

@@ -291,3 +291,38 @@ async fn a_key_in_the_query_is_accepted_nowhere_else() {
     let answer = raw(&gateway, ask(&format!("GET {PATH}?key={KEY}"), "", "")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
 }
+
+/// On the endpoints of the gateway's own, too.
+#[tokio::test]
+async fn a_client_cannot_sign_a_speech_request_in_the_query() {
+    let vendor = echo().await;
+    let signed = "keys = [\"${OURS}\"]\ncredential = { query = \"sig\" }";
+    let conf = Conf::new().keys(&key("test", KEY, "passthrough = true")).env("OURS", OURS).with(&provider(
+        "openai",
+        "openai",
+        vendor.port,
+        signed,
+    ));
+    let gateway = Gateway::spawn(conf).await;
+    let speech = r#"{"model":"openai/tts-1","input":"Hello","voice":"alloy"}"#;
+    for (count, (query, kept)) in [
+        ("", ""),
+        ("?sig=mine", ""),
+        ("?sig=mine&sig=mine", ""),
+        ("?s%69g=mine", ""),
+        ("?sig", ""),
+        ("?a=1&sig=mine&b=%2f", "a=1&b=%2f&"),
+        ("?signature=1", "signature=1&"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer =
+            gateway.client().await.send(post(&format!("/v1/audio/speech{query}"), &[], speech)).await.answer().await;
+        assert_eq!(answer.status, 200, "{query}: {answer:?}");
+        let sent = vendor.received(count + 1).await.pop().expect("sent");
+        let (_, asked) = sent.target.split_once('?').expect("a query");
+        assert_eq!(asked, format!("{kept}sig={OURS_IN_A_URL}"), "{query}");
+        assert!(!everything(&sent).contains("mine"), "{query}: {sent:?}");
+    }
+}

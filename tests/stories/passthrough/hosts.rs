@@ -151,3 +151,21 @@ async fn over_http_2_the_authority_is_the_host() {
         assert_eq!((answer.status, answer.header("x-aulos-provider")), (200, want), "{authority}{path}: {answer:?}");
     }
 }
+
+/// The same name, written as one that is complete (RFC 1034 §3.1).
+#[tokio::test]
+async fn a_host_name_with_a_dot_at_its_end_is_found_with_and_without_it() {
+    let vendor = echo().await;
+    let conf = conf(&vendor).with("[hosts]\n\"eleven.example.com.\" = \"openai\"\n\"DEEP.example.com.\" = \"openai\"");
+    let gateway = Gateway::spawn(conf).await;
+    for host in [
+        "eleven.example.com",
+        "eleven.example.com.",
+        "ELEVEN.example.com.:443",
+        "deep.example.com",
+        "deep.example.com.:80",
+    ] {
+        let answer = get(&gateway, host, "/v1/voices").await;
+        assert_eq!((answer.status, answer.header("x-aulos-provider")), (200, Some("openai")), "{host}: {answer:?}");
+    }
+}

@@ -164,3 +164,63 @@ async fn a_refusal_of_a_head_has_no_body() {
     assert_eq!(client.rest().await, b"");
     assert_eq!(vendor.connections(), 0);
 }
+
+/// Whoever writes a rule may think of the path that clients ask for, or of the one at the provider: what is forbidden is
+/// so in both.
+#[tokio::test]
+async fn what_is_forbidden_is_so_as_it_is_asked_for_and_as_it_is_at_the_provider() {
+    let vendor = echo().await;
+    let table = provider("another", "http", vendor.port, "keys = [\"${PROVIDER_KEY}\"]");
+    let base = |path: &str| table.replace(&format!(":{}\"", vendor.port), &format!(":{}{path}\"", vendor.port));
+    for (path, deny, asked, status) in [
+        ("/api", "another/admin/**", "/p/another/admin/x", 403),
+        ("/api", "another/api/admin/**", "/p/another/admin/x", 403),
+        ("/api", "another/admin/**", "/p/another/%61dmin/x", 403),
+        ("/api", "another/admin/**", "/p/another/Admin", 403),
+        ("/api", "another/admin/**", "/p/another/other/x", 200),
+        ("/api/v1", "another/keys", "/p/another/keys", 403),
+        ("/api/v1", "another/api/v1/keys", "/p/another/keys", 403),
+        ("/api/v1", "another/keys", "/p/another/keys/x", 200),
+        ("/v1", "another/keys", "/p/another/keys", 403),
+        ("/v1", "another/v1/keys", "/p/another/keys", 403),
+        ("/v1", "another/v1/keys", "/p/another/v1/keys", 403),
+        ("", "another/keys", "/p/another/keys", 403),
+    ] {
+        let keys = key("test", KEY, &format!("passthrough = true\npassthrough_deny = [\"{deny}\"]"));
+        let gateway = Gateway::spawn(Conf::new().keys(&keys).with(&base(path))).await;
+        let before = vendor.requests().len();
+        assert_eq!(get(&gateway, asked, KEY).await.status, status, "{deny}, at {path}: {asked}");
+        assert_eq!(vendor.requests().len() - before, usize::from(status == 200), "{deny}, at {path}: {asked}");
+    }
+}
+
+/// Some servers decode twice, take a backslash for a slash, or decode before they look for the end of a path.
+#[tokio::test]
+async fn what_a_provider_may_read_as_another_path_is_judged_as_that_too() {
+    let vendor = echo().await;
+    let voices = "passthrough_allow = [\"openai/v1/voices/*\"]";
+    let keys = "passthrough_deny = [\"openai/v1/keys\"]";
+    for (rule, path, is_served) in [
+        (voices, "/p/openai/v1/voices/a", true),
+        (voices, "/p/openai/v1/voices/a%20b", true),
+        (voices, "/p/openai/v1/voices/a%2fb", false),
+        (voices, "/p/openai/v1/voices/a%252fb", false),
+        (voices, "/p/openai/v1/voices/a%252Fsettings%252Fedit", false),
+        (voices, "/p/openai/v1/voices/a%5cb", false),
+        (voices, "/p/openai/v1/voices/a%255cb", false),
+        (keys, "/p/openai/v1/keys2", true),
+        (keys, "/p/openai/v1/keys", false),
+        (keys, "/p/openai/v1/keys%3fa", false),
+        (keys, "/p/openai/v1/keys%3Fa=b", false),
+        (keys, "/p/openai/v1/keys%23a", false),
+        (keys, "/p/openai/v1/keys%253fa", false),
+        (keys, "/p/openai/v1%252fkeys", false),
+    ] {
+        let gateway =
+            Gateway::spawn(conf(&vendor).keys(&key("test", KEY, &format!("passthrough = true\n{rule}")))).await;
+        let before = vendor.requests().len();
+        let status = get(&gateway, path, KEY).await.status;
+        assert!(if is_served { status == 200 } else { [400, 403].contains(&status) }, "{rule}: {path}: {status}");
+        assert_eq!(vendor.requests().len() - before, usize::from(is_served), "{rule}: {path}");
+    }
+}

@@ -3,10 +3,13 @@
 
 mod answered;
 mod asked;
+mod browsers;
 mod credentials;
 mod failing;
 mod framing;
+mod headers;
 mod hosts;
+mod http2;
 mod keys;
 mod large;
 mod pieces;

@@ -291,3 +291,30 @@ async fn each_provider_has_its_own_place() {
     }
     assert_eq!((first.requests()[0].target.as_str(), second.requests()[0].target.as_str()), ("/a-b/x", "/a/x"));
 }
+
+/// Refusals are said as a provider's clients expect it, so that their form could tell which ones there are.
+#[tokio::test]
+async fn who_has_no_key_sees_the_same_refusals_whatever_is_configured() {
+    let vendor = echo().await;
+    let named = [("elevenlabs", "elevenlabs"), ("deepgram", "deepgram"), ("house", "elevenlabs"), ("mine", "deepgram")];
+    let table = |(name, kind): &(&str, &str)| provider(name, kind, vendor.port, super::ONE_KEY);
+    let all = named.iter().fold(conf(&vendor), |conf, row| conf.with(&table(row)));
+    let (all, one) = (Gateway::spawn(all).await, Gateway::spawn(conf(&vendor)).await);
+    let paths =
+        ["/p/openai/x", "/p/elevenlabs/x", "/p/deepgram/x", "/p/house/x", "/p/mine/x", "/p/nobody/x", "/p/http/x"];
+    for path in paths {
+        for line in ["", "Authorization: Bearer wrong\r\n", "Xi-Api-Key: wrong\r\n"] {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: aulos\r\n{line}\r\n");
+            let mut said = Vec::new();
+            for gateway in [&all, &one] {
+                let answer = gateway.client().await.send(&head).await.answer().await;
+                assert_eq!(answer.status, 401, "{path} {line}: {answer:?}");
+                let id = answer.header("x-aulos-request-id").expect("every answer has one").to_owned();
+                let names: Vec<_> = answer.headers.iter().map(|(name, _)| name.clone()).collect();
+                said.push((names, answer.text().replace(&id, "ID")));
+            }
+            assert_eq!(said[0], said[1], "{path} {line}");
+        }
+    }
+    assert_eq!(vendor.connections(), 0);
+}

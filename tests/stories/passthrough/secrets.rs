@@ -184,3 +184,44 @@ async fn sound_is_not_looked_into() {
     let answer = client.send(super::ask(&format!("GET {}", super::PATH), "", "")).await.answer().await;
     assert_eq!(answer.body, SOUND);
 }
+
+/// What is no success is no sound, whatever it says that it is.
+#[tokio::test]
+async fn a_refusal_of_any_type_is_looked_into() {
+    let vendor = indiscreet().await;
+    let keys = "keys = [\"${OURS}\"]\nhealth = \"off\"";
+    let conf = Conf::new()
+        .env("OURS", OURS)
+        .keys(&key("test", CALLER, "passthrough = true"))
+        .with(&provider("header", "elevenlabs", vendor.port, keys))
+        .with(&provider("query", "http", vendor.port, &format!("{keys}\ncredential = {{ query = \"key\" }}")));
+    let gateway = Gateway::spawn(conf).await;
+    for name in ["header", "query"] {
+        for status in ["302", "400", "401", "404", "429", "500", "503"] {
+            for media in [
+                "application/xml",
+                "application/x-www-form-urlencoded",
+                "application/octet-stream",
+                "application/x-odd",
+                "message/http",
+                "audio/mpeg",
+                "image/svg+xml",
+                "multipart/mixed; boundary=x",
+                "odd",
+            ] {
+                for how in ["", "chunked"] {
+                    let label = format!("{name}, {status}, {media}, {how}");
+                    let head = format!(
+                        "GET /p/{name}/v1/x HTTP/1.1\r\nHost: aulos\r\nAuthorization: Bearer {CALLER}\r\nX-Say: {status}\r\n\
+                         X-Media: {media}\r\nX-How: {how}\r\nConnection: close\r\n\r\n"
+                    );
+                    let said = gateway.client().await.send(head).await.rest().await;
+                    let said = String::from_utf8_lossy(&said).into_owned();
+                    assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{label}: {said}");
+                    assert!(said.contains("wrong key"), "{label}: {said}");
+                    no_leak(&label, &said);
+                }
+            }
+        }
+    }
+}

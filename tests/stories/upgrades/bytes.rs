@@ -1,5 +1,7 @@
 //! Bytes as they are: of any kind, of any number, at any time.
 
+use tokio::sync::oneshot;
+
 use super::{AGREED, CLOSE, Far, Line, MASK, NORMAL, REALTIME, Tunnel, asking, conf, frame, noise, same};
 use crate::support::Gateway;
 
@@ -106,6 +108,43 @@ async fn what_comes_with_the_head_waits_for_the_101_and_is_not_lost() {
             same(&heard, &down, &label);
             same(&asked, &up, &label);
         }
+    }
+}
+
+/// More than the gateway hears before the answer: what it has heard goes up first, what waits in the socket behind it.
+#[tokio::test]
+async fn what_is_said_between_the_head_and_a_late_101_keeps_its_order() {
+    const SAID: usize = 200 * 1024;
+    let mut vendor = Far::start().await;
+    let gateway = Gateway::spawn(conf(vendor.port)).await;
+    let mut other = Tunnel::open(&gateway, &mut vendor).await;
+    for at_once in [1, 100, 100 * 1024] {
+        let (up, down) = (noise(at_once, SAID), noise(at_once + 1, 5000));
+        let mut near = Line::connect(&gateway).await;
+        near.send(asking(REALTIME, "")).await;
+        let (_, mut far) = vendor.called().await;
+        let (first, rest) = up.split_at(at_once);
+        near.send(first).await;
+        // What comes back through the same gateway was sent after it, so that it has been heard by now.
+        other.works(&format!("{at_once} bytes before the 101")).await;
+        let (go, told) = oneshot::channel();
+        let talk = async {
+            // No more than fits into the buffers on the way: the last piece may have to wait for the 101.
+            let (now, later) = rest.split_at(30 * 1024);
+            near.send(now).await;
+            go.send(()).expect("the vendor waits");
+            near.send(later).await;
+            assert_eq!(near.answer().await.status, 101, "{at_once}");
+            near.next(down.len()).await
+        };
+        let serve = async {
+            told.await.expect("the client goes on");
+            far.send([AGREED.as_bytes(), &down].concat()).await;
+            far.next(SAID).await
+        };
+        let (heard, asked) = tokio::join!(talk, serve);
+        same(&asked, &up, &format!("up, {at_once} at once"));
+        same(&heard, &down, &format!("down, {at_once} at once"));
     }
 }
 

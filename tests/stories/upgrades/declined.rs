@@ -122,3 +122,56 @@ async fn a_key_that_is_echoed_is_covered() {
         assert!(text.contains(&body.replace(PROVIDER_KEY, &"*".repeat(PROVIDER_KEY.len()))), "{framing}: {text}");
     }
 }
+
+/// How an answer that has begun ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    InOrder,
+    Reset,
+    Stall,
+}
+
+/// Of what has neither a length nor chunks, only the end of the connection tells whether it is whole: the client is told
+/// in chunks, whose last one is missing where it is not.
+#[tokio::test]
+async fn how_an_answer_ended_is_seen_by_the_client_and_in_the_records() {
+    let rows = [
+        ("HTTP/1.1 403 No\r\n\r\npiece", End::InOrder),
+        ("HTTP/1.1 403 No\r\n\r\npiece", End::Reset),
+        ("HTTP/1.1 403 No\r\n\r\npiece", End::Stall),
+        ("HTTP/1.0 403 No\r\n\r\npiece", End::InOrder),
+        ("HTTP/1.0 403 No\r\n\r\npiece", End::Reset),
+        ("HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\npiece\r\n", End::Reset),
+        ("HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\npiece\r\n", End::Stall),
+        ("HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\npiece", End::Reset),
+        ("HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\npiece", End::Stall),
+    ];
+    for (said, end) in rows {
+        let label = format!("{end:?} after {said:?}");
+        let mut vendor = Far::start().await;
+        let gateway = Gateway::spawn(conf(vendor.port).with("[timeouts]\nidle = \"1s\"")).await;
+        let mut client = gateway.client().await;
+        client.send(asking(REALTIME, "")).await;
+        let (_, mut far) = vendor.called().await;
+        far.send(said).await;
+        // A reset takes away what was not read yet.
+        client.sees("piece").await;
+        match end {
+            End::InOrder => far.finish().await,
+            End::Reset => far.reset(),
+            End::Stall => assert!(far.rest().await.is_empty(), "{label}: it is let go"),
+        }
+        let answer = client.answer().await;
+        let got = (answer.status, answer.text(), answer.complete);
+        assert_eq!(got, (403, "piece".to_owned(), end == End::InOrder), "{label}: {answer:?}");
+        let want = match end {
+            End::InOrder => "complete",
+            End::Reset => "upstream_broken",
+            End::Stall => "timeout",
+        };
+        let (usage, audit) = (gateway.record_of("usage", &answer).await, gateway.record_of("audit", &answer).await);
+        assert_eq!((&usage["end"], &audit["end"]), (&want.into(), &want.into()), "{label}: {audit}");
+        assert_eq!(audit["attempts"][0]["status"], 403, "{label}: {audit}");
+        assert_eq!(audit["attempts"][0]["error"].is_string(), end != End::InOrder, "{label}: {audit}");
+    }
+}

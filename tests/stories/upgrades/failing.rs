@@ -129,6 +129,17 @@ async fn an_answer_that_is_no_http_is_not_passed_on() {
     }
 }
 
+/// A 101 has no body (RFC 9110 §8.6), and whoever stands before us might wait for the one that it names.
+#[tokio::test]
+async fn a_101_with_a_framing_is_not_passed_on() {
+    for line in ["Content-Length: 5", "Content-Length: 0", "Transfer-Encoding: chunked", "transfer-encoding: identity"]
+    {
+        let said = AGREED.replace("\r\n\r\n", &format!("\r\n{line}\r\n\r\nhello"));
+        let vendors = [saying(said.clone()).await, saying(said).await];
+        fails(line, &vendors, (502, "upstream_invalid_response", "upstream_failed")).await;
+    }
+}
+
 /// Each interim answer would let a vendor have its client wait a little longer.
 #[tokio::test]
 async fn interim_answers_without_end_are_no_answer() {

@@ -173,3 +173,67 @@ async fn a_vendor_that_takes_nothing_is_let_go() {
     assert_eq!((&usage["end"], &usage["bytes_out"]), (&"timeout".into(), &0.into()), "{usage}");
     drop(far);
 }
+
+/// Who does not wait for the drain cuts tunnels, too; what passed until then was asked for, and is counted.
+#[tokio::test]
+async fn a_tunnel_that_is_cut_by_a_second_signal_has_its_bytes_in_the_record() {
+    let mut vendor = Far::start().await;
+    let mut gateway = Gateway::spawn(conf(vendor.port).server("drain = \"600s\"")).await;
+    let mut tunnel = Tunnel::open(&gateway, &mut vendor).await;
+    let (up, down) = (noise(7, 100_000), noise(8, 200_001));
+    let (heard, asked) = tokio::join!(tunnel.near.exchange(&up, down.len()), tunnel.far.exchange(&down, up.len()));
+    assert!(heard == down && asked == up);
+    gateway.signal("TERM");
+    nobody_listens(gateway.addr()).await;
+    tunnel.works("while it drains").await;
+    gateway.signal("TERM");
+    gateway.exit().await;
+    tunnel.near.rest().await;
+    tunnel.far.rest().await;
+    let usage = gateway.record_of("usage", &tunnel.answer).await;
+    assert_eq!((&usage["end"], &usage["status"]), (&"drained".into(), &101.into()), "{usage}");
+    let more = |mask| frame(TEXT, b"while it drains", mask).len();
+    let counted = (usage["bytes_in"].as_u64(), usage["bytes_out"].as_u64());
+    let passed = ((up.len() + more(MASK)) as u64, (down.len() + more(None)) as u64);
+    assert_eq!(counted, (Some(passed.0), Some(passed.1)), "{usage}");
+    assert!(usage["ttfb_ms"].is_number(), "{usage}");
+}
+
+/// Tunnels last for hours, and leave room for requests that last for seconds.
+#[tokio::test]
+async fn no_more_tunnels_than_there_may_be() {
+    let mut vendor = Far::start().await;
+    let gateway = Gateway::spawn(conf(vendor.port).with("[limits]\ntunnels = 1")).await;
+    // One that the vendor declines is over.
+    let mut near = gateway.client().await;
+    near.send(super::asking(super::REALTIME, "")).await;
+    let (_, mut far) = vendor.called().await;
+    far.send("HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno").await;
+    let declined = near.answer().await;
+    assert_eq!(declined.status, 403);
+    near.rest().await;
+    gateway.record_of("usage", &declined).await;
+    let mut first = Tunnel::open(&gateway, &mut vendor).await;
+    for _ in 0..3 {
+        let answer = super::ask(&gateway, super::asking(super::REALTIME, ""), "a second one").await;
+        assert_eq!(answer.refusal(), (503, "overloaded".to_owned()), "{answer:?}");
+        let audit = gateway.record_of("audit", &answer).await;
+        assert_eq!(
+            (&audit["end"], audit["attempts"].as_array().map(Vec::len)),
+            (&"refused".into(), Some(0)),
+            "{audit}"
+        );
+    }
+    // What is no tunnel is served.
+    let plain = async {
+        let (_, mut far) = vendor.called().await;
+        far.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nplain").await;
+    };
+    let (answer, ()) = tokio::join!(gateway.get("/p/openai/v1/models"), plain);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "plain"));
+    first.works("undisturbed").await;
+    let Tunnel { near, far, answer } = first;
+    drop((near, far));
+    gateway.record_of("usage", &answer).await;
+    Tunnel::open(&gateway, &mut vendor).await.works("after the first one").await;
+}

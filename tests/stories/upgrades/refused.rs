@@ -3,8 +3,12 @@
 use serde_json::json;
 
 use super::{AGREED, Far, Line, REALTIME, ask, asking, bare, conf, ends, saying};
-use crate::support::client::post;
+use crate::support::client::{find, post};
 use crate::support::{Client, Conf, Gateway, KEY, Vendor, sha256};
+
+/// Sub-protocols with a credential that is one, and with another.
+const GOOD: &str = "realtime, openai-insecure-api-key.KEY";
+const BAD: &str = "openai-insecure-api-key.another";
 
 /// What follows an offer in the same packet: would be served, if it were ever taken for a request.
 fn hidden() -> String {
@@ -17,6 +21,11 @@ async fn what_is_refused_is_refused_in_http_before_anything_goes_up() {
     let bearer = |key: &str| format!("Authorization: Bearer {key}\r\n");
     let to = |target: &str| asking(target, "");
     let query = |query: &str| bare(&format!("/p/openai/v1/realtime?{query}"), "");
+    // A line for each.
+    let protocols = |all: &[&str]| {
+        let line = |one: &&str| format!("Sec-WebSocket-Protocol: {}\r\n", one.replace("KEY", KEY));
+        bare(REALTIME, &all.iter().map(line).collect::<String>())
+    };
     for (label, request, want) in [
         ("no key", bare(REALTIME, ""), (401, "invalid_api_key")),
         ("a wrong key", bare(REALTIME, &bearer("wrong")), (401, "invalid_api_key")),
@@ -33,6 +42,9 @@ async fn what_is_refused_is_refused_in_http_before_anything_goes_up() {
             asking(REALTIME, "Sec-WebSocket-Protocol: token, another\r\n"),
             (401, "invalid_api_key"),
         ),
+        ("two keys in sub-protocols", protocols(&[GOOD, BAD]), (401, "invalid_api_key")),
+        ("the other way round", protocols(&[BAD, GOOD]), (401, "invalid_api_key")),
+        ("with others between them", protocols(&[GOOD, "realtime", BAD]), (401, "invalid_api_key")),
         ("dots", to("/p/openai/v1/../realtime"), (400, "invalid_path")),
         ("coded dots", to("/p/openai/v1/%2e%2E/realtime"), (400, "invalid_path")),
         ("dots with parameters", to("/p/openai/..;x=y/realtime"), (400, "invalid_path")),
@@ -165,4 +177,28 @@ async fn a_refused_offer_may_be_made_again_with_a_key() {
         client = Client::connect(gateway.addr()).await;
     }
     assert_eq!(client.send(asking(REALTIME, "")).await.head().await.status, 101);
+}
+
+/// What is no list of sub-protocols cannot be searched for the caller's key, and is not passed on.
+#[tokio::test]
+async fn sub_protocols_that_are_not_ascii_do_not_go_up() {
+    let vendor = saying(AGREED).await;
+    let gateway = Gateway::spawn(conf(vendor.port)).await;
+    for line in
+        [&b"token, KEY, \xe9"[..], b"token, KEY\xe9", b"\xc3\xa9, openai-insecure-api-key.KEY", b"token, KEY, \xff"]
+    {
+        let label = line.escape_ascii().to_string();
+        let line: Vec<u8> = match find(line, b"KEY") {
+            Some(at) => [&line[..at], KEY.as_bytes(), &line[at + 3..]].concat(),
+            None => line.to_vec(),
+        };
+        let head = asking(REALTIME, "");
+        let lines = [b"Sec-WebSocket-Protocol: ", &line[..], b"\r\n\r\n"].concat();
+        let request = [&head.as_bytes()[..head.len() - 2], &lines].concat();
+        gateway.client().await.send(request).await.head().await;
+        for sent in vendor.heads() {
+            assert!(!format!("{sent:?}").contains(KEY), "{label}: {sent:?}");
+            assert_eq!(sent.header("sec-websocket-protocol"), None, "{label}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ const GATHER: Duration = Duration::from_millis(8);
 /// How long the writer waits before it tries a refusing disk again.
 const RETRY: Duration = Duration::from_millis(250);
 /// What a buffer keeps of its memory after a burst.
-const BUFFER_BYTES_KEPT: usize = 1 << 20;
+const BUFFER_BYTES_KEPT: usize = 64 << 10;
 /// How often a refusing disk is tried again once the gateway is stopping.
 const LAST_TRIES_MAX: usize = 8;
 

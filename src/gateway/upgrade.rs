@@ -21,6 +21,7 @@ use super::{Context, Gateway, is_interim};
 use crate::failure::{internal, refused};
 use crate::listen::live;
 use crate::refusal::Refusal;
+use crate::stage::hops;
 use crate::tunnel::{self, Bounds, Counts, Side, Stopping};
 use crate::units::joined;
 
@@ -190,8 +191,7 @@ fn up(error: Box<Error>) -> Box<Error> {
 /// An answer without a length that is not chunked ends with its connection: broken off, it would look whole.
 fn end_visibly(head: &mut ResponseHeader) -> Result<()> {
     let has_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
-    if has_body && !framed {
+    if has_body && !hops::is_framed(&head.headers) {
         head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
     Ok(())

@@ -20,6 +20,11 @@ pub fn strip(headers: &mut HeaderMap) {
     });
 }
 
+/// Whether a header says where the body ends.
+pub fn is_framed(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING)
+}
+
 /// Whether `Connection` names this.
 pub fn is_named(headers: &HeaderMap, option: &str) -> bool {
     named(headers).any(|name| name.eq_ignore_ascii_case(option))

@@ -166,20 +166,13 @@ pub fn target(provider: &Provider, target: &Target, query: Option<&str>) -> Stri
 mod tests {
     use super::*;
     use crate::stage::route::{Asked, plan};
-    use crate::stage::{authenticate, testing};
+    use crate::stage::testing;
     use crate::surface::Endpoint;
 
     fn rewritten(config: &str, model: &str, target: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
         let state = State::new(testing::settings(config), true);
-        let anyone = authenticate::caller(
-            &state,
-            &http::HeaderMap::new(),
-            "",
-            authenticate::Places::Headers,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
         let asked = Asked { model, provider: None, endpoint: Endpoint::Speech };
-        let plan = plan(&state, &anyone.expect("insecure"), asked).expect("a route");
+        let plan = plan(&state, &testing::anyone(&state), asked).expect("a route");
         let mut request = RequestHeader::build("POST", target.as_bytes(), None).expect("a head");
         for (name, value) in headers {
             request.append_header(*name, *value).expect("a header");

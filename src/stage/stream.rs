@@ -78,9 +78,8 @@ pub fn interim(answer: &ResponseHeader, seen: usize) -> Result<(), Refusal> {
 pub fn is_switched(answer: &ResponseHeader) -> bool {
     let mut upgrades = answer.headers.get_all(header::UPGRADE).iter();
     let upgrade = upgrades.next().filter(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|n| answer.headers.contains_key(n));
     answer.version == Version::HTTP_11
-        && !framed
+        && !hops::is_framed(&answer.headers)
         && upgrade.is_some()
         && upgrades.next().is_none()
         && hops::is_named(&answer.headers, "upgrade")
@@ -225,22 +224,15 @@ mod tests {
     use super::*;
     use crate::stage::inspect::{Named, call};
     use crate::stage::route::{Asked, Plan, plan};
-    use crate::stage::{authenticate, testing};
+    use crate::stage::testing;
     use crate::state::State;
     use crate::surface::Endpoint;
     use crate::wire::json::Scanner;
 
     fn planned() -> Plan {
         let state = State::new(testing::settings(""), true);
-        let anyone = authenticate::caller(
-            &state,
-            &http::HeaderMap::new(),
-            "",
-            authenticate::Places::Headers,
-            jiff::Timestamp::UNIX_EPOCH,
-        );
         let asked = Asked { model: "openai/tts-1", provider: None, endpoint: Endpoint::Speech };
-        plan(&state, &anyone.expect("insecure"), asked).expect("a route")
+        plan(&state, &testing::anyone(&state), asked).expect("a route")
     }
 
     fn sent(plan: &Plan) -> Sent<'_> {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::config::{self, Environment, settings::Settings};
+use crate::stage::authenticate::{self, Caller, Places};
 use crate::state::State;
 use crate::units::KeyHash;
 
@@ -46,4 +47,11 @@ pub(crate) fn settings(more: &str) -> Settings {
 
 pub(crate) fn state(more: &str) -> State {
     State::new(settings(more), false)
+}
+
+/// Who asks where no key is asked for.
+pub(crate) fn anyone(state: &State) -> Caller {
+    let headers = http::HeaderMap::new();
+    let caller = authenticate::caller(state, &headers, "", Places::Headers, jiff::Timestamp::UNIX_EPOCH);
+    caller.expect("insecure")
 }

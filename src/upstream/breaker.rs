@@ -1,5 +1,5 @@
-//! A circuit breaker: it hears how the attempts at a peer, or at a provider, end, and says who may be tried next. It
-//! knows no network, no clock and no dice: times and randomness are arguments.
+//! A circuit breaker: it hears how the attempts at a peer end, and says whether it may be tried next. It knows no network,
+//! no clock and no dice: times and randomness are arguments.
 //!
 //! An attempt is known by the time it began at. What began before the breaker last changed tells of a state that is
 //! past, and is not counted: when a peer dies, the requests that still wait for it fail long after it was set aside.
@@ -56,7 +56,7 @@ impl State {
     }
 }
 
-/// Fed by what happens to requests; one for each peer, one for each provider. The default is closed.
+/// Fed by what happens to requests; one for each peer. The default is closed.
 #[derive(Debug, Default)]
 pub struct Breaker {
     phase: Phase,

@@ -1,14 +1,13 @@
 //! Secrets: no key is seen in an answer, a record, the log, the metrics or what a command says.
 
 use std::fs;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{HIDDEN, SPEAK, asking};
 use crate::support::client::find;
 use crate::support::gateway::{command, scratch};
-use crate::support::{Conf, Gateway, PROVIDER_KEY, Vendor, sha256};
+use crate::support::{Conf, Gateway, PROVIDER_KEY, Vendor, files_below, sha256};
 
 /// Keys with bytes that look otherwise in base64 and in a URL.
 const CLIENT_SECRET: &str = "omx/live+secret==key";
@@ -148,17 +147,6 @@ async fn no_key_is_seen_where_it_does_not_belong() {
     no_leak("the log", &gateway.log());
     assert!(gateway.records("usage").len() >= 10 && gateway.records("audit").len() >= 20);
     files_below(&gateway.dir.join("state"), &mut |path, text| no_leak(path, text));
-}
-
-fn files_below(dir: &Path, see: &mut impl FnMut(&str, &str)) {
-    for entry in fs::read_dir(dir).expect("readable") {
-        let path = entry.expect("readable").path();
-        if path.is_dir() {
-            files_below(&path, see);
-        } else {
-            see(&path.display().to_string(), &String::from_utf8_lossy(&fs::read(&path).expect("readable")));
-        }
-    }
 }
 
 #[tokio::test]

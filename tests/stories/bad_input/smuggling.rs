@@ -9,6 +9,7 @@ use super::{
     CHUNKED, Fate, HIDDEN, INVALID, JSON, SPEAK, asking, canary, check, check_audit, chunked, echo, fate, head,
     only_canaries, only_the_vendors_credential, request,
 };
+use crate::support::chunks::tricks;
 use crate::support::client::post;
 use crate::support::{Conf, Gateway, KEY};
 
@@ -52,32 +53,8 @@ async fn tricks_with_chunks_never_make_a_second_request() {
     let vendor = echo().await;
     let gateway = Gateway::spawn(Conf::new().upstream(&vendor)).await;
     let json = HIDDEN.replace("hidden", "canary chunks");
-    let size = format!("{:x}", json.len());
     let hidden = post("/v1/audio/speech", &[], HIDDEN);
-    let large = "e".repeat(300_000);
-    let rows = [
-        ("a size past 64 bits", format!("1000000000000000{size}\r\n{json}\r\n0\r\n\r\n")),
-        ("a negative size", format!("-{size}\r\n{json}\r\n0\r\n\r\n")),
-        ("a plus", format!("+{size}\r\n{json}\r\n0\r\n\r\n")),
-        ("0x", format!("0x{size}\r\n{json}\r\n0\r\n\r\n")),
-        ("an underscore", format!("0_{size}\r\n{json}\r\n0\r\n\r\n")),
-        ("no size", format!("\r\n{json}\r\n0\r\n\r\n")),
-        ("a size that is no number", format!("xyz\r\n{json}\r\n0\r\n\r\n")),
-        ("a size too small", format!("5\r\n{json}\r\n0\r\n\r\n")),
-        ("a size too large", format!("{:x}\r\n{json}\r\n0\r\n\r\n", json.len() + 2)),
-        ("no CRLF behind the data", format!("{size}\r\n{json}0\r\n\r\n")),
-        ("LF behind the data", format!("{size}\r\n{json}\n0\r\n\r\n")),
-        ("LF behind the size", format!("{size}\n{json}\r\n0\r\n\r\n")),
-        ("a space before the size", format!(" {size}\r\n{json}\r\n0\r\n\r\n")),
-        ("a space behind the size", format!("{size} \r\n{json}\r\n0\r\n\r\n")),
-        ("LF in an extension", format!("{size};a\nb\r\n{json}\r\n0\r\n\r\n")),
-        ("CR in an extension", format!("{size};a\rb\r\n{json}\r\n0\r\n\r\n")),
-        ("NUL in an extension", format!("{size};a\0b\r\n{json}\r\n0\r\n\r\n")),
-        ("a large extension", format!("{size};{large}\r\n{json}\r\n0\r\n\r\n")),
-        ("a large trailer", format!("{size}\r\n{json}\r\n0\r\nX-T: {large}\r\n\r\n")),
-        ("many trailers", format!("{size}\r\n{json}\r\n0\r\n{}\r\n", "X-T: y\r\n".repeat(20_000))),
-        ("a request in an extension", format!("0;\n{hidden}\r\n\r\n")),
-    ];
+    let rows = tricks(&json, &hidden);
     let mut served = 0;
     for (label, body) in rows {
         let mut client = gateway.client().await;

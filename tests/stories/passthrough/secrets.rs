@@ -1,11 +1,10 @@
 //! No key is seen where it does not belong, however a provider repeats it.
 
 use std::fs;
-use std::path::Path;
 
 use super::{key, provider};
 use crate::support::client::find;
-use crate::support::{Client, Conf, Gateway, Vendor};
+use crate::support::{Client, Conf, Gateway, Vendor, files_below};
 
 /// Keys with bytes that look otherwise in base64 and in a URL.
 const CALLER: &str = "omx/live+secret==key";
@@ -161,17 +160,6 @@ async fn no_key_is_seen_where_it_does_not_belong() {
     no_leak("the log", &gateway.log());
     assert!(gateway.records("usage").len() >= echoed && gateway.records("audit").len() >= echoed);
     files_below(&gateway.dir.join("state"), &mut |path, text| no_leak(path, text));
-}
-
-fn files_below(dir: &Path, see: &mut impl FnMut(&str, &str)) {
-    for entry in fs::read_dir(dir).expect("readable") {
-        let path = entry.expect("readable").path();
-        if path.is_dir() {
-            files_below(&path, see);
-        } else {
-            see(&path.display().to_string(), &String::from_utf8_lossy(&fs::read(&path).expect("readable")));
-        }
-    }
 }
 
 /// Sound may hold any bytes, a key's too: it is not touched.

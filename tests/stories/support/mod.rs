@@ -1,5 +1,6 @@
 //! The one place that knows ports, processes and waiting.
 
+pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod form;
 pub(crate) mod gateway;
@@ -16,6 +17,18 @@ pub(crate) const KEY: &str = "omx_live_test_key";
 pub(crate) const PROVIDER_KEY: &str = "sk-provider-secret-0123456789abcdef";
 /// How long a story waits for something that has to happen before it calls it a failure.
 pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Shows every file below `dir`: its path, and its text.
+pub(crate) fn files_below(dir: &std::path::Path, see: &mut impl FnMut(&str, &str)) {
+    for entry in std::fs::read_dir(dir).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            files_below(&path, see);
+        } else {
+            see(&path.display().to_string(), &String::from_utf8_lossy(&std::fs::read(&path).expect("readable")));
+        }
+    }
+}
 
 /// The SHA-256 of `text`, in hexadecimal.
 pub(crate) fn sha256(text: &str) -> String {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderValue, Method, Version, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora_core::protocols::http::ServerSession;
 
 use crate::body::intake::Intake;
@@ -23,6 +23,9 @@ use crate::stage::route::{self, Again, Plan};
 use crate::state::State;
 use crate::surface::Endpoint;
 use crate::wire::multipart::Boundary;
+
+/// The client says that the request may be sent twice.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What a head asks for, of which the body is still to be read.
 pub struct Asks<'a> {
@@ -63,7 +66,7 @@ pub async fn pass(
     if is_unframed && matches!(head.method, Method::GET | Method::HEAD) && !is_bodiless {
         return Err(Refusal::InvalidHead("a body of that method has to have a length".into()).into());
     }
-    let may_repeat = !upgrade && head.headers.contains_key("idempotency-key");
+    let may_repeat = !upgrade && head.headers.contains_key(IDEMPOTENCY_KEY);
     read::invite(client).await?;
     let (again, intake) = if may_repeat {
         let mut intake = Intake::new(spool(state, spools), usize::MAX, declared);

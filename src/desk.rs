@@ -50,9 +50,9 @@ impl Desk {
         }
     }
 
-    /// A new request's id: unique, and in the order of time, to a millisecond.
-    pub fn id(&self) -> Uuid {
-        let millis = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
+    /// A new request's id: unique, and in the order of time, to a millisecond. `now`: the wall clock.
+    pub fn id(&self, now: Timestamp) -> Uuid {
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or_default();
         match RANDOM.with_borrow_mut(Random::next) {
             Some(random) => uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid(),
             None => Uuid::now_v7(),

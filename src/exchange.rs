@@ -18,7 +18,7 @@ use crate::stage::edit::{Editor, Known};
 use crate::stage::failover::Failures;
 use crate::stage::inspect::{Call, Task};
 use crate::stage::meter::Meter;
-use crate::stage::record::{self, Attempted, End, Outcome, Request, Served};
+use crate::stage::record::{Attempted, Audit, End, Outcome, Request, Served, Usage};
 use crate::stage::route::Plan;
 use crate::stage::stream::Sent;
 use crate::state::State;
@@ -225,11 +225,12 @@ impl Exchange {
         let outcome = self.outcome(end, now);
         self.measure(end, &outcome);
         let Some(slot) = self.slot.take() else { return };
-        let usage = self.served().map(|served| record::usage(served, &outcome));
+        let outcome = &outcome;
+        let usage = self.served().map(|served| Usage { served, outcome });
         let audit = audited.then(|| {
             let caller = self.caller.as_ref().map(|caller| (caller.key.name.as_str(), caller.spelling));
             let attempts = self.admitted().map(|a| a.attempts.iter().map(|attempt| &attempt.log).collect());
-            record::audit(&self.request, caller, &outcome, error, attempts.unwrap_or_default())
+            Audit { request: &self.request, caller, outcome, error, attempts: attempts.unwrap_or_default() }
         });
         slot.write(usage.as_ref(), audit.as_ref());
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, Version};
+use http::{HeaderName, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::protocols::Digest;
 use pingora_core::server::ShutdownWatch;
@@ -29,7 +29,7 @@ use crate::stage::authenticate::Places;
 use crate::stage::inspect::{self, Media, Task};
 use crate::stage::record::{Client, PATH_BYTES_MAX, Request};
 use crate::stage::route::Leg;
-use crate::stage::stream::Sent;
+use crate::stage::stream::{Sent, X_REQUEST_ID};
 use crate::stage::{authenticate, h2, passthrough, rewrite, stream};
 use crate::state::State;
 use crate::surface::{self, Endpoint};
@@ -265,13 +265,13 @@ fn is_interim(status: StatusCode) -> bool {
 /// What records keep of a head.
 fn request(session: &Session) -> Request {
     let head = session.req_header();
-    let text = |name: &str| {
+    let text = |name: HeaderName| {
         let value = head.headers.get(name)?;
         Some(printable(value.as_bytes(), USER_AGENT_BYTES_MAX))
     };
     let ip = session.client_addr().and_then(|addr| addr.as_inet()).map(std::net::SocketAddr::ip);
     Request {
-        client: Client { ip, user_agent: text("user-agent"), request_id: text("x-request-id") },
+        client: Client { ip, user_agent: text(header::USER_AGENT), request_id: text(X_REQUEST_ID) },
         method: printable(head.method.as_str().as_bytes(), METHOD_BYTES_MAX),
         path: printable(head.uri.path().as_bytes(), PATH_BYTES_MAX),
         http: match head.version {
@@ -297,7 +297,8 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Context {
         let (state, metrics) = (self.state.load_full(), Arc::clone(&self.desk.metrics));
-        let exchange = Exchange::new(self.desk.id(), Instant::now(), self.desk.now(), state, metrics);
+        let now = self.desk.now();
+        let exchange = Exchange::new(self.desk.id(now), Instant::now(), now, state, metrics);
         Context { exchange, way: None, begun: false, told: false, over: None }
     }
 

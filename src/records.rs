@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::Serialize;
+use crate::wire::line::Value;
 
 /// Requests whose records may wait for the writer, over and above those in flight.
 const WAITING_MAX: usize = 16_384;
@@ -102,7 +102,7 @@ impl Records {
 
 impl Slot {
     /// Hands the records of one request over. The room is given back when they are on disk.
-    pub fn write(mut self, usage: Option<&impl Serialize>, audit: Option<&impl Serialize>) {
+    pub fn write(mut self, usage: Option<&impl Value>, audit: Option<&impl Value>) {
         let Some(shared) = self.0.take() else { return };
         shared.tell(|pending| {
             usage.iter().for_each(|record| append(&mut pending.usage, record));
@@ -172,14 +172,8 @@ impl Pending {
 }
 
 /// One line, with its newline.
-fn append(to: &mut Vec<u8>, record: &impl Serialize) {
-    let start = to.len();
-    if let Err(error) = serde_json::to_writer(&mut *to, record) {
-        // Only a type that refuses to be serialised gets here, and the records have none.
-        log::error!("a record could not be serialised: {error}");
-        to.truncate(start);
-        return;
-    }
+fn append(to: &mut Vec<u8>, record: &impl Value) {
+    record.write(to);
     to.push(b'\n');
 }
 

@@ -42,6 +42,8 @@ use crate::refusal::Refusal;
 
 /// Pingora's pipe takes this many pieces of a body.
 const PIPE_PIECES: usize = 4;
+/// Pieces of an answer that are together longer than this are written one by one.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 /// How long to wait.
 #[derive(Debug, Clone, Copy)]
@@ -140,6 +142,14 @@ fn is_substance(task: &HttpTask) -> bool {
         HttpTask::Body(body, end) => *end || body.as_ref().is_some_and(|body| !body.is_empty()),
         HttpTask::Failed(_) => false,
         _ => true,
+    }
+}
+
+/// Bytes of a body in a task.
+fn len(task: &HttpTask) -> usize {
+    match task {
+        HttpTask::Body(Some(piece), _) | HttpTask::UpgradedBody(Some(piece), _) => piece.len(),
+        _ => 0,
     }
 }
 
@@ -328,6 +338,29 @@ impl Replay {
         Ok(Vec::new())
     }
 
+    /// Writes a part of the answer; whether that was its end. Over HTTP/1 Pingora copies pieces that come together into
+    /// one, which is worth it for small ones.
+    async fn write(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+        let inner = self.inner_mut();
+        let bytes: usize = tasks.iter().map(len).sum();
+        if bytes <= COPIED_BYTES_MAX || inner.req_header().version == Version::HTTP_2 {
+            return inner.response_duplex_vec(tasks).await;
+        }
+        // An error flushes what stands before it, but only in its company.
+        let rest = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_))).map(|at| tasks.split_off(at));
+        let mut ended = false;
+        for task in tasks {
+            ended = inner.response_duplex_vec(vec![task]).await?;
+        }
+        match rest {
+            Some(mut rest) => {
+                rest.insert(0, HttpTask::Body(None, false));
+                inner.response_duplex_vec(rest).await
+            }
+            None => Ok(ended),
+        }
+    }
+
     /// A connection that will not be used again says so.
     fn announce_end(&mut self) {
         if *self.stopping.borrow() {
@@ -412,8 +445,8 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         let mut tasks = self.hold(tasks)?;
-        self.waiting = Waiting::More(Instant::now());
         if tasks.is_empty() {
+            self.waiting = Waiting::More(Instant::now());
             return Ok(false);
         }
         self.announce_end();
@@ -426,7 +459,7 @@ impl CustomSession for Replay {
             tasks.iter_mut().for_each(end_by_closing);
             self.inner_mut().set_keepalive(None);
         }
-        let ended = self.inner_mut().response_duplex_vec(tasks).await?;
+        let ended = self.write(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
         if ended && !(self.is_given_out() && self.underway.is_none()) {
             return Err(Error::because(ErrorType::ConnectionClosed, "in mid-upload", Answered));

@@ -43,10 +43,9 @@ impl Gateway {
             let Some(upstream) = failover::upstream(&state, &admitted.plan, route) else { continue };
             if !upstream.pool.is_empty() {
                 // Asking who is next takes a turn of the peers: it is done only where something has failed before.
-                let now = Instant::now();
                 let (failures, plan) = (&admitted.failures, &admitted.plan);
                 let is_reached = |candidate: Candidate| candidate.route <= route;
-                if failures.is_empty() || failures.next(&state, plan, now).is_some_and(is_reached) {
+                if failures.is_empty() || failures.next(&state, plan, Instant::now()).is_some_and(is_reached) {
                     return;
                 }
                 continue;

@@ -88,11 +88,11 @@ impl Front {
 
     async fn refuse(&self, mut stream: Stream, refusal: &Refusal, mut request: Request) {
         request.client.ip = client_ip(&stream);
-        let id = self.desk.id();
+        let now = self.desk.now();
+        let id = self.desk.id(now);
         self.desk.metrics.head_refusals.with_label_values(&[refusal.code()]).inc();
         let answer = plain_answer(refusal, id);
-        let exchange =
-            Exchange::new(id, Instant::now(), self.desk.now(), self.state.load_full(), Arc::clone(&self.desk.metrics));
+        let exchange = Exchange::new(id, Instant::now(), now, self.state.load_full(), Arc::clone(&self.desk.metrics));
         self.record(exchange, refusal, request);
         if stream.write_all(answer.as_bytes()).await.is_ok() && stream.flush().await.is_ok() {
             linger(&mut stream).await;
@@ -147,7 +147,8 @@ async fn head(stream: &mut Stream, mut shutdown: ShutdownWatch, deadline: Durati
     if !matches!(first, Ok(Ok(1..))) {
         return Err(Ended::Quietly);
     }
-    let deadline = tokio::time::Instant::now() + deadline;
+    // Most heads come whole.
+    let mut late = None;
     let mut reader = Reader::new(Limits::default());
     loop {
         match reader.look(&buf) {
@@ -161,9 +162,10 @@ async fn head(stream: &mut Stream, mut shutdown: ShutdownWatch, deadline: Durati
                 return Err(Ended::Refused(refusal(fault.kind), Box::new(request)));
             }
         }
+        let late = *late.get_or_insert_with(|| tokio::time::Instant::now() + deadline);
         let read = tokio::select! {
             biased;
-            read = timeout_at(deadline, stream.read_buf(&mut buf)) => read,
+            read = timeout_at(late, stream.read_buf(&mut buf)) => read,
             _ = shutdown.wait_for(|stopping| *stopping) => return Err(Ended::Quietly),
         };
         match read {

@@ -5,15 +5,22 @@
 //! as it arrives, and the length stays. And a client that takes nothing for too long is let go, however slowly it
 //! may read otherwise.
 //!
+//! Until then a head waits for the body behind it, and both go out at once: each write is a packet, a system call and
+//! a wake-up at the other end.
+//!
 //! A connection that has been switched to another protocol is taken out of Pingora's hands ([`take`]), which keep a
 //! closed one.
 
+use std::future::poll_fn;
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Buf as _, BytesMut};
+use futures::task::noop_waker_ref;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
@@ -27,22 +34,24 @@ use tokio::time::{Sleep, sleep};
 const GREETING_BYTES: usize = 24;
 /// The id of a connection that was taken: no descriptor's.
 const CLOSED: UniqueIDType = -1;
+/// So many bytes wait to be flushed, or for more to go with: a head, and what the provider sent along with its own.
+const WAITING_BYTES_MAX: usize = 8 * 1024;
 
 /// Wraps `stream`. `stall`: how long the client may take nothing at all.
 pub fn live(stream: Stream, stall: Duration) -> Stream {
-    Box::new(Live { inner: Mutex::new(Some(stream)), unflushed: false, stall, stalled: None, greeting: None })
+    Box::new(Live::new(stream, stall, None))
 }
 
 /// The same for HTTP/2, whose client has to begin within `greeting`: Pingora would wait for it without end.
 pub fn live_h2(stream: Stream, stall: Duration, greeting: Duration) -> Stream {
-    let greeting = Some((GREETING_BYTES, Box::pin(sleep(greeting))));
-    Box::new(Live { inner: Mutex::new(Some(stream)), unflushed: false, stall, stalled: None, greeting })
+    Box::new(Live::new(stream, stall, Some((GREETING_BYTES, Box::pin(sleep(greeting))))))
 }
 
 /// Takes the connection out of its wrapper. What is left is closed: it reads nothing, and takes nothing. `None`: it was
-/// not wrapped here, or has been taken.
+/// not wrapped here, has been taken, or something written to it is not flushed.
 pub fn take(stream: &Stream) -> Option<Stream> {
-    stream.as_ref().as_any().downcast_ref::<Live>()?.held().take()
+    let live = stream.as_ref().as_any().downcast_ref::<Live>()?;
+    if live.waiting.is_empty() { live.held().take() } else { None }
 }
 
 /// Gives it back.
@@ -55,7 +64,9 @@ pub fn give(stream: &Stream, connection: Stream) {
 struct Live {
     /// `None`: it was taken.
     inner: Mutex<Option<Stream>>,
-    /// Bytes were written that may still be in a buffer.
+    /// Written, and not handed on.
+    waiting: BytesMut,
+    /// Bytes were written that may still be in a buffer, ours or another.
     unflushed: bool,
     stall: Duration,
     /// Runs while the client takes nothing.
@@ -71,6 +82,11 @@ impl std::fmt::Debug for Live {
 }
 
 impl Live {
+    fn new(stream: Stream, stall: Duration, greeting: Option<(usize, Pin<Box<Sleep>>)>) -> Self {
+        let inner = Mutex::new(Some(stream));
+        Self { inner, waiting: BytesMut::new(), unflushed: false, stall, stalled: None, greeting }
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<Stream>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,6 +94,45 @@ impl Live {
     /// Without a lock: whoever polls it is alone with it.
     fn stream(&mut self) -> Option<Pin<&mut Stream>> {
         self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().map(Pin::new)
+    }
+
+    /// Hands on what waits, and `more` behind it. Ready with the bytes of `more` that were taken, when nothing waits any
+    /// more.
+    fn poll_hand_on(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<std::io::Result<usize>> {
+        let Self { inner, waiting, .. } = self;
+        let stream = inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
+        let Some(mut stream) = stream.map(Pin::new) else {
+            return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into()));
+        };
+        while !waiting.is_empty() {
+            let both = [IoSlice::new(waiting), IoSlice::new(more)];
+            let written = ready!(stream.as_mut().poll_write_vectored(cx, &both))?;
+            let ours = written.min(waiting.len());
+            if ours == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            waiting.advance(ours);
+            if waiting.is_empty() {
+                // An idle connection keeps no room for it.
+                *waiting = BytesMut::new();
+                if written > ours {
+                    return Poll::Ready(Ok(written - ours));
+                }
+            }
+        }
+        if more.is_empty() { Poll::Ready(Ok(0)) } else { stream.poll_write(cx, more) }
+    }
+
+    fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if !self.waiting.is_empty() {
+            ready!(self.poll_hand_on(cx, &[]))?;
+        }
+        let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
+        let flushed = stream.poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.unflushed = false;
+        }
+        flushed
     }
 
     /// Passes progress on; without progress, the time runs.
@@ -108,10 +163,9 @@ impl AsyncRead for Live {
         }
         if read.is_pending()
             && self.unflushed
-            && let Some(stream) = self.stream()
-            && stream.poll_flush(cx)?.is_ready()
+            && let Poll::Ready(Err(error)) = self.poll_flush_all(cx)
         {
-            self.unflushed = false;
+            return Poll::Ready(Err(error));
         }
         read
     }
@@ -120,17 +174,24 @@ impl AsyncRead for Live {
 impl AsyncWrite for Live {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
-        let Some(stream) = self.stream() else { return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())) };
-        let written = stream.poll_write(cx, buf);
+        if self.waiting.len() + buf.len() <= WAITING_BYTES_MAX && self.stream().is_some() {
+            self.waiting.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = self.poll_hand_on(cx, buf);
         self.timed(cx, written)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
+        if !self.waiting.is_empty() {
+            let handed_on = self.poll_hand_on(cx, &[]);
+            ready!(self.timed(cx, handed_on))?;
+        }
         let Some(stream) = self.stream() else { return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())) };
         let written = stream.poll_write_vectored(cx, bufs);
         self.timed(cx, written)
@@ -141,24 +202,34 @@ impl AsyncWrite for Live {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
-        let flushed = stream.poll_flush(cx);
-        if matches!(flushed, Poll::Ready(Ok(()))) {
-            self.unflushed = false;
-        }
+        let flushed = self.poll_flush_all(cx);
         self.timed(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if !self.waiting.is_empty() {
+            let handed_on = self.poll_hand_on(cx, &[]);
+            ready!(self.timed(cx, handed_on))?;
+        }
         let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
         let shut = stream.poll_shutdown(cx);
         self.timed(cx, shut)
     }
 }
 
+/// What waits is not lost with the connection, as far as it can be handed on at once.
+impl Drop for Live {
+    fn drop(&mut self) {
+        if !self.waiting.is_empty() {
+            let _ = self.poll_flush_all(&mut Context::from_waker(noop_waker_ref()));
+        }
+    }
+}
+
 #[async_trait]
 impl Shutdown for Live {
     async fn shutdown(&mut self) {
+        poll_fn(|cx| Pin::new(&mut *self).poll_flush(cx)).await.ok();
         let stream = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
         if let Some(stream) = stream {
             stream.shutdown().await;
@@ -207,6 +278,8 @@ impl Peek for Live {}
 mod tests {
     use super::*;
     use pingora_core::protocols::l4::stream::Stream as L4Stream;
+    use proptest::prelude::{prop_assert_eq, proptest};
+    use std::collections::VecDeque;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -215,6 +288,166 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
         let (server, _) = listener.accept().await.expect("accepts");
         (live(Box::new(L4Stream::from(server)), stall), client)
+    }
+
+    /// A connection that takes as many bytes of a write as it is told to, or makes it wait, and keeps what it was given.
+    #[derive(Debug)]
+    struct Wire {
+        /// Bytes taken of each write to come, 0 for one that has to be asked again; all of it after the last.
+        takes: VecDeque<usize>,
+        writes: Writes,
+    }
+
+    type Writes = Arc<Mutex<Vec<Vec<u8>>>>;
+
+    impl Wire {
+        fn live(takes: &[usize]) -> (Stream, Writes) {
+            let writes = Writes::default();
+            let wire = Self { takes: takes.iter().copied().collect(), writes: Arc::clone(&writes) };
+            (live(Box::new(wire), Duration::from_secs(60)), writes)
+        }
+    }
+
+    impl AsyncRead for Wire {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Wire {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<std::io::Result<usize>> {
+            let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+            let taken = self.takes.pop_front().unwrap_or(usize::MAX).min(all.len());
+            if taken == 0 && !all.is_empty() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.writes.lock().expect("whole").push(all[..taken].to_vec());
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[async_trait]
+    impl Shutdown for Wire {
+        async fn shutdown(&mut self) {}
+    }
+
+    impl UniqueID for Wire {
+        fn id(&self) -> UniqueIDType {
+            1
+        }
+    }
+
+    impl Ssl for Wire {}
+
+    impl GetTimingDigest for Wire {
+        fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+            Vec::new()
+        }
+    }
+
+    impl GetProxyDigest for Wire {
+        fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+            None
+        }
+    }
+
+    impl GetSocketDigest for Wire {
+        fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+            None
+        }
+    }
+
+    #[async_trait]
+    impl Peek for Wire {}
+
+    #[tokio::test]
+    async fn a_head_goes_out_with_the_body_behind_it() {
+        let body = [7; WAITING_BYTES_MAX];
+        for (takes, want) in [
+            (&[][..], &[WAITING_BYTES_MAX + 4][..]),
+            (&[2, 3], &[2, 3, WAITING_BYTES_MAX - 1]),
+            (&[0, 4, 0], &[4, WAITING_BYTES_MAX]),
+        ] {
+            let (mut server, writes) = Wire::live(takes);
+            server.write_all(b"he").await.expect("written");
+            server.write_all(b"ad").await.expect("written");
+            assert!(writes.lock().expect("whole").is_empty(), "nothing is behind it yet");
+            server.write_all(&body).await.expect("written");
+            server.flush().await.expect("flushed");
+            let writes = writes.lock().expect("whole");
+            assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), want, "{takes:?}");
+            assert_eq!(writes.concat(), [&b"head"[..], &body].concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_not_lost_with_its_connection() {
+        let (mut server, writes) = Wire::live(&[]);
+        server.write_all(b"head").await.expect("written");
+        assert!(take(&server).is_none(), "its bytes would be lost");
+        drop(server);
+        assert_eq!(writes.lock().expect("whole").concat(), b"head");
+        let (mut server, writes) = Wire::live(&[0, 1, 0]);
+        server.write_all(b"head").await.expect("written");
+        pingora_core::protocols::Shutdown::shutdown(server.as_mut()).await;
+        assert_eq!(writes.lock().expect("whole").concat(), b"head");
+        let (mut server, writes) = Wire::live(&[0, 1, 0]);
+        server.write_all(b"head").await.expect("written");
+        tokio::io::AsyncWriteExt::shutdown(&mut server).await.expect("shut down");
+        assert_eq!(writes.lock().expect("whole").concat(), b"head");
+    }
+
+    proptest! {
+        #[test]
+        fn everything_goes_out_once_and_in_order(
+            writes in proptest::collection::vec((0usize..WAITING_BYTES_MAX * 2, 0u8..4), 0..12),
+            takes in proptest::collection::vec(0usize..WAITING_BYTES_MAX, 0..20),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("built");
+            let (sent, heard) = runtime.block_on(async {
+                let (mut server, heard) = Wire::live(&takes);
+                let mut sent = Vec::new();
+                for (at, (len, then)) in (1u8..).zip(writes) {
+                    let piece = vec![at; len];
+                    match then {
+                        0 => {
+                            server.write_all(&piece).await.expect("written");
+                            server.flush().await.expect("flushed");
+                        }
+                        1 => {
+                            let (half, rest) = piece.split_at(len / 2);
+                            let mut slices = &mut [IoSlice::new(half), IoSlice::new(rest)][..];
+                            while slices.iter().any(|slice| !slice.is_empty()) {
+                                let written = server.write_vectored(slices).await.expect("written");
+                                IoSlice::advance_slices(&mut slices, written);
+                            }
+                        }
+                        _ => server.write_all(&piece).await.expect("written"),
+                    }
+                    sent.extend(piece);
+                }
+                server.flush().await.expect("flushed");
+                (sent, heard)
+            });
+            prop_assert_eq!(heard.lock().expect("whole").concat(), sent);
+        }
     }
 
     #[tokio::test]

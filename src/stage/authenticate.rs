@@ -160,7 +160,8 @@ fn elsewhere<'h>(
 ) -> Result<Option<Presented<'h>>, Refusal> {
     let offers: Vec<&str> = sub_protocols(headers).collect();
     let offered = in_sub_protocols(&offers).0.into_iter().map(|key| (Cow::Borrowed(key.as_bytes()), "sub_protocol"));
-    let in_query = QUERY_CREDENTIALS.iter().flat_map(|name| query_values(query, name));
+    let names: &[&str] = if query.is_empty() { &[] } else { &QUERY_CREDENTIALS };
+    let in_query = names.iter().flat_map(|name| query_values(query, name));
     let in_query = in_query.map(|key| (Cow::Owned(key.into_bytes()), "query"));
     for (key, spelling) in offered.chain(in_query) {
         match &found {

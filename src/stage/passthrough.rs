@@ -104,15 +104,21 @@ pub fn permit(state: &State, caller: &Caller, provider: &Provider, rest: &str, p
             Selector::Exact { .. } | Selector::Name(_) => false,
         })
     };
-    let place = format!("{}{path}", provider.name);
+    let place = |path: &str| format!("{}{path}", provider.name);
     let is_listed = match (&right.allow, &key.allow) {
-        (Some(globs), _) => globs.iter().any(|glob| glob.allows(&place)),
+        (Some(globs), _) => {
+            let place = place(path);
+            globs.iter().any(|glob| glob.allows(&place))
+        }
         (None, Some(list)) => whole(list),
         (None, None) => true,
     };
+    let is_denied = || {
+        let (place, asked) = (place(path), place(rest));
+        right.deny.iter().any(|glob| glob.denies(&place) || glob.denies(&asked))
+    };
     let is_allowed = is_listed && state.lists_of(&caller.user_path).all(whole);
-    let asked = format!("{}{rest}", provider.name);
-    if !is_allowed || right.deny.iter().any(|glob| glob.denies(&place) || glob.denies(&asked)) {
+    if !is_allowed || !right.deny.is_empty() && is_denied() {
         return Err(Refusal::Forbidden("pass anything through to this path"));
     }
     Ok(())

@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::wire::line::{Members, Millis, Value, object};
+
 /// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The answer was delivered whole.
     Complete,
@@ -29,7 +29,7 @@ pub enum End {
 }
 
 impl End {
-    /// The value of the label in metrics.
+    /// Its name in records, and in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -47,74 +47,28 @@ impl End {
 /// Bytes of a path that are recorded.
 pub const PATH_BYTES_MAX: usize = 512;
 /// The version of both records.
-const VERSION: u8 = 1;
+const VERSION: u64 = 1;
 
 /// One for every request that was forwarded.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Usage<'e> {
-    v: Version,
-    #[serde(rename = "type")]
-    kind: UsageKind,
-    ts: Timestamp,
-    id: Uuid,
-    key: &'e str,
-    user_path: &'e str,
-    workspace: Option<&'e str>,
-    op: &'static str,
-    /// Of what was passed through, where the models are not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<&'e str>,
-    model_asked: Option<&'e str>,
-    model: Option<&'e str>,
-    provider: &'e str,
-    provider_model: Option<&'e str>,
-    attempts: usize,
-    /// What the client was told; `None` where it was told nothing.
-    status: Option<u16>,
-    end: End,
-    bytes_in: u64,
-    bytes_out: u64,
-    #[serde(serialize_with = "optional_millis")]
-    ttfb_ms: Option<Duration>,
-    #[serde(serialize_with = "millis")]
-    duration_ms: Duration,
-    input_chars: Option<usize>,
-    format: Option<String>,
-    stream: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    filename: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    language: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    timestamp_granularities: Vec<String>,
+    pub served: Served<'e>,
+    pub outcome: &'e Outcome,
 }
 
 /// One for every request whose head was parsed, but for health checks.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Audit<'e> {
-    v: Version,
-    #[serde(rename = "type")]
-    kind: AuditKind,
-    ts: Timestamp,
-    id: Uuid,
-    /// The key's name, if it was known; never the key.
-    key: Option<&'e str>,
-    auth: Option<&'static str>,
-    client: &'e Client,
-    method: &'e str,
-    path: &'e str,
-    http: &'static str,
-    status: Option<u16>,
-    end: End,
-    error: Option<&'static str>,
-    attempts: Vec<&'e Attempted>,
-    /// Reserved for logged bodies.
-    bodies: Option<()>,
+    pub request: &'e Request,
+    /// The key's name, if it was known, and how it was spelled; never the key.
+    pub caller: Option<(&'e str, &'static str)>,
+    pub outcome: &'e Outcome,
+    /// The code of what went wrong.
+    pub error: Option<&'static str>,
+    pub attempts: Vec<&'e Attempted>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Client {
     pub ip: Option<IpAddr>,
     pub user_agent: Option<String>,
@@ -122,7 +76,7 @@ pub struct Client {
 }
 
 /// One try at one peer.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Attempted {
     pub provider: String,
     pub model: String,
@@ -131,16 +85,13 @@ pub struct Attempted {
     pub key: Option<usize>,
     pub status: Option<u16>,
     pub error: Option<&'static str>,
-    #[serde(serialize_with = "optional_millis")]
     pub connect_ms: Option<Duration>,
-    #[serde(serialize_with = "optional_millis")]
     pub ttfb_ms: Option<Duration>,
     pub reused: bool,
 }
 
 /// Where an attempt went: an address, or the name that had none.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 pub enum Peer {
     Addr(SocketAddr),
     Unresolved(String),
@@ -162,6 +113,7 @@ pub struct Served<'e> {
     pub user_path: &'e str,
     pub workspace: Option<&'e str>,
     pub op: &'static str,
+    /// Of what was passed through, where the models are not known.
     pub path: Option<&'e str>,
     pub model_asked: Option<&'e str>,
     pub model: Option<&'e str>,
@@ -183,45 +135,13 @@ pub struct Outcome {
     pub ts: Timestamp,
     pub id: Uuid,
     pub attempts: usize,
+    /// What the client was told; `None` where it was told nothing.
     pub status: Option<u16>,
     pub end: End,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub ttfb: Option<Duration>,
     pub duration: Duration,
-}
-
-/// Builds the usage record.
-pub fn usage<'e>(served: Served<'e>, outcome: &Outcome) -> Usage<'e> {
-    Usage {
-        v: Version,
-        kind: UsageKind,
-        ts: outcome.ts,
-        id: outcome.id,
-        key: served.key,
-        user_path: served.user_path,
-        workspace: served.workspace,
-        op: served.op,
-        path: served.path,
-        model_asked: served.model_asked,
-        model: served.model,
-        provider: served.provider,
-        provider_model: served.provider_model,
-        attempts: outcome.attempts,
-        status: outcome.status,
-        end: outcome.end,
-        bytes_in: outcome.bytes_in,
-        bytes_out: outcome.bytes_out,
-        ttfb_ms: outcome.ttfb,
-        duration_ms: outcome.duration,
-        input_chars: served.input_chars,
-        format: served.format,
-        stream: served.stream,
-        filename: served.filename,
-        file_bytes: served.file_bytes,
-        language: served.language,
-        timestamp_granularities: served.timestamp_granularities,
-    }
 }
 
 /// The parts of an audit record that come from the request's head and its caller.
@@ -234,81 +154,114 @@ pub struct Request {
     pub http: &'static str,
 }
 
-/// Builds the audit record.
-pub fn audit<'e>(
-    request: &'e Request,
-    caller: Option<(&'e str, &'static str)>,
-    outcome: &Outcome,
-    error: Option<&'static str>,
-    attempts: Vec<&'e Attempted>,
-) -> Audit<'e> {
-    let (key, auth) = caller.unzip();
-    Audit {
-        v: Version,
-        kind: AuditKind,
-        ts: outcome.ts,
-        id: outcome.id,
-        key,
-        auth,
-        client: &request.client,
-        method: &request.method,
-        path: &request.path,
-        http: request.http,
-        status: outcome.status,
-        end: outcome.end,
-        error,
-        attempts,
-        bodies: None,
+impl Outcome {
+    /// What both records begin with.
+    fn begin(&self, record: &mut Members<'_>, kind: &'static str) {
+        record.add("v", &VERSION).add("type", kind).add("ts", &self.ts).add("id", &self.id);
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Version;
-
-impl Serialize for Version {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(VERSION)
+impl Value for Usage<'_> {
+    fn write(&self, to: &mut Vec<u8>) {
+        let Self { served, outcome } = self;
+        object(to, |record| {
+            outcome.begin(record, "usage");
+            record
+                .add("key", served.key)
+                .add("user_path", served.user_path)
+                .add("workspace", &served.workspace)
+                .add("op", served.op)
+                .add_some("path", served.path)
+                .add("model_asked", &served.model_asked)
+                .add("model", &served.model)
+                .add("provider", served.provider)
+                .add("provider_model", &served.provider_model)
+                .add("attempts", &outcome.attempts)
+                .add("status", &outcome.status)
+                .add("end", outcome.end.label())
+                .add("bytes_in", &outcome.bytes_in)
+                .add("bytes_out", &outcome.bytes_out)
+                .add("ttfb_ms", &outcome.ttfb.map(Millis))
+                .add("duration_ms", &Millis(outcome.duration))
+                .add("input_chars", &served.input_chars)
+                .add("format", &served.format)
+                .add("stream", &served.stream)
+                .add_some("filename", served.filename.as_ref())
+                .add_some("file_bytes", served.file_bytes.as_ref())
+                .add_some("language", served.language.as_ref());
+            if !served.timestamp_granularities.is_empty() {
+                record.add("timestamp_granularities", &served.timestamp_granularities);
+            }
+        });
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct UsageKind;
-
-impl Serialize for UsageKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("usage")
+impl Value for Audit<'_> {
+    fn write(&self, to: &mut Vec<u8>) {
+        let Self { request, caller, outcome, error, attempts } = self;
+        let (key, auth) = caller.unzip();
+        object(to, |record| {
+            outcome.begin(record, "audit");
+            record
+                .add("key", &key)
+                .add("auth", &auth)
+                .add("client", &request.client)
+                .add("method", &request.method)
+                .add("path", &request.path)
+                .add("http", request.http)
+                .add("status", &outcome.status)
+                .add("end", outcome.end.label())
+                .add("error", error)
+                .add("attempts", attempts)
+                // Reserved for logged bodies.
+                .add("bodies", &None::<bool>);
+        });
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct AuditKind;
-
-impl Serialize for AuditKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("audit")
+impl Value for Client {
+    fn write(&self, to: &mut Vec<u8>) {
+        object(to, |client| {
+            client.add("ip", &self.ip).add("user_agent", &self.user_agent).add("request_id", &self.request_id);
+        });
     }
 }
 
-/// Milliseconds with one decimal.
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    let tenths = u64::try_from(duration.as_micros() / 100).unwrap_or(u64::MAX);
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a duration of more than 2^53 tenths of a millisecond is no request"
-    )]
-    serializer.serialize_f64(tenths as f64 / 10.0)
+impl Value for Attempted {
+    fn write(&self, to: &mut Vec<u8>) {
+        object(to, |attempt| {
+            attempt
+                .add("provider", &self.provider)
+                .add("model", &self.model)
+                .add("peer", &self.peer)
+                .add("key", &self.key)
+                .add("status", &self.status)
+                .add("error", &self.error)
+                .add("connect_ms", &self.connect_ms.map(Millis))
+                .add("ttfb_ms", &self.ttfb_ms.map(Millis))
+                .add("reused", &self.reused);
+        });
+    }
 }
 
-fn optional_millis<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => millis(duration, serializer),
-        None => serializer.serialize_none(),
+impl Value for Peer {
+    fn write(&self, to: &mut Vec<u8>) {
+        match self {
+            Self::Addr(addr) => addr.write(to),
+            Self::Unresolved(name) => name.write(to),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn line(record: &impl Value) -> String {
+        let mut to = Vec::new();
+        record.write(&mut to);
+        String::from_utf8(to).expect("text")
+    }
 
     fn outcome() -> Outcome {
         Outcome {
@@ -340,7 +293,7 @@ mod tests {
             stream: false,
             ..Served::default()
         };
-        let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
+        let line = line(&Usage { served, outcome: &outcome() });
         let want = concat!(
             r#"{"v":1,"type":"usage","ts":"2026-11-20T13:00:00.123456Z","id":"00000000-0000-0000-0000-000000000000","key":"mobile","#,
             r#""user_path":"/team/mobile","workspace":"acme","op":"speech","model_asked":"tts-1","model":"tts-fast","#,
@@ -362,7 +315,7 @@ mod tests {
             timestamp_granularities: vec!["word".into()],
             ..Served::default()
         };
-        let line = serde_json::to_string(&usage(served, &outcome())).expect("serialises");
+        let line = line(&Usage { served, outcome: &outcome() });
         let want = concat!(
             r#""format":"verbose_json","stream":false,"filename":"a\"b.wav","file_bytes":444,"#,
             r#""language":"en","timestamp_granularities":["word"]}"#,
@@ -395,7 +348,7 @@ mod tests {
         };
         let caller = Some(("mobile", "bearer"));
         let line =
-            serde_json::to_string(&audit(&request, caller, &outcome(), None, vec![&attempt])).expect("serialises");
+            line(&Audit { request: &request, caller, outcome: &outcome(), error: None, attempts: vec![&attempt] });
         let want = concat!(
             r#"{"v":1,"type":"audit","ts":"2026-11-20T13:00:00.123456Z","id":"00000000-0000-0000-0000-000000000000","key":"mobile","auth":"bearer","#,
             r#""client":{"ip":"203.0.113.7","user_agent":"OpenAI/Python 3.52.0","request_id":null},"method":"POST","#,
@@ -404,21 +357,5 @@ mod tests {
             r#""error":null,"connect_ms":11.0,"ttfb_ms":201.3,"reused":true}],"bodies":null}"#,
         );
         assert_eq!(line, want);
-    }
-
-    #[test]
-    fn every_end_has_one_name() {
-        for end in [
-            End::Complete,
-            End::Refused,
-            End::UpstreamFailed,
-            End::UpstreamBroken,
-            End::ClientGone,
-            End::Timeout,
-            End::Drained,
-            End::Panic,
-        ] {
-            assert_eq!(serde_json::to_value(end).expect("serialises"), end.label());
-        }
     }
 }

@@ -24,7 +24,8 @@ const MODEL: HeaderName = HeaderName::from_static("x-aulos-model");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-aulos-attempts");
 /// Official SDKs obey it. What several candidates could not do is not tried again by them, several times over.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The client's own name for a request, and ours where it has none.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Where a request was sent, and with which key.
 #[derive(Clone, Copy)]

@@ -5,6 +5,7 @@ pub mod frames;
 pub mod glob;
 pub mod head;
 pub mod json;
+pub mod line;
 pub mod mask;
 pub mod multipart;
 pub mod path;

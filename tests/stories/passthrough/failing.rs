@@ -307,3 +307,31 @@ async fn a_broken_answer_is_broken_for_the_client_too() {
         }
     }
 }
+
+/// However much of an answer came before it broke off, the client has all of it.
+#[tokio::test]
+async fn what_came_before_it_broke_off_arrives() {
+    const LENGTH: usize = 400_000;
+    let body = noise(LENGTH);
+    for framing in Framing::BOTH {
+        for sent in [5, 3000, 20_000, 100_000, 300_000] {
+            let piece = body[..sent].to_vec();
+            let vendor = Vendor::start(move |_, mut wire| {
+                let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", framing.line(LENGTH));
+                let answer = [head.into_bytes(), framing.piece(&piece)].concat();
+                async move {
+                    wire.write(answer).await;
+                    None
+                }
+            })
+            .await;
+            let gateway = Gateway::spawn(super::conf(&vendor)).await;
+            let answer = send(&gateway, "POST", "", Framing::Declared, b"hi").await;
+            let label = format!("{framing:?}, {sent} bytes");
+            assert_eq!((answer.status, answer.complete), (200, false), "{label}: {:?}", answer.headers);
+            assert!(answer.body == body[..sent], "{label}: {} bytes arrived", answer.body.len());
+            let usage = gateway.record_of("usage", &answer).await;
+            assert_eq!((&usage["end"], &usage["bytes_out"]), (&"upstream_broken".into(), &sent.into()), "{label}");
+        }
+    }
+}

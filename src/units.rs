@@ -84,8 +84,12 @@ impl fmt::Debug for KeyHash {
 /// Text for a record or a log: at most `max` bytes, cut at a character, control characters replaced.
 pub fn printable(text: &[u8], max: usize) -> String {
     // All bytes at once, which is cheaper than to stop at the first odd one: most text has none.
-    if text.len() <= max && !text.iter().fold(false, |odd, byte| odd | !(b' '..=b'~').contains(byte)) {
-        return String::from_utf8_lossy(text).into_owned();
+    let is_plain = !text.iter().fold(false, |odd, byte| odd | !(b' '..=b'~').contains(byte));
+    if let Ok(text) = str::from_utf8(text)
+        && is_plain
+        && text.len() <= max
+    {
+        return text.to_owned();
     }
     let text = String::from_utf8_lossy(text);
     let clean: String = text.chars().take(max).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();

@@ -38,6 +38,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::intake::Intake;
 use crate::body::read::Failed;
+use crate::listen::live::{flush, more_follows};
 use crate::refusal::Refusal;
 
 /// Pingora's pipe takes this many pieces of a body.
@@ -145,10 +146,15 @@ fn is_substance(task: &HttpTask) -> bool {
     }
 }
 
+/// Whether the head of an answer is among them.
+fn begins(tasks: &[HttpTask]) -> bool {
+    tasks.iter().any(|task| matches!(task, HttpTask::Header(..)))
+}
+
 /// Bytes of a body in a task.
 fn len(task: &HttpTask) -> usize {
     match task {
-        HttpTask::Body(Some(piece), _) | HttpTask::UpgradedBody(Some(piece), _) => piece.len(),
+        HttpTask::Body(Some(piece), _) => piece.len(),
         _ => 0,
     }
 }
@@ -339,23 +345,31 @@ impl Replay {
     }
 
     /// Writes a part of the answer; whether that was its end. Over HTTP/1 Pingora copies pieces that come together into
-    /// one, which is worth it for small ones.
+    /// one, which is worth it for small ones, and gives the head a packet of its own, which is not.
     async fn write(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
-        let inner = self.inner_mut();
-        let bytes: usize = tasks.iter().map(len).sum();
-        if bytes <= COPIED_BYTES_MAX || inner.req_header().version == Version::HTTP_2 {
-            return inner.response_duplex_vec(tasks).await;
+        let client = match self.inner_mut() {
+            ServerSession::H1(client) => client,
+            other => return other.response_duplex_vec(tasks).await,
+        };
+        let mut left: usize = tasks.iter().map(len).sum();
+        if left <= COPIED_BYTES_MAX {
+            more_follows(client.stream(), left > 0 && begins(&tasks));
+            let ended = client.response_duplex_vec(tasks).await;
+            more_follows(client.stream(), false);
+            return ended;
         }
         // An error flushes what stands before it, but only in its company.
-        let rest = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_))).map(|at| tasks.split_off(at));
+        let failed = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_))).map(|at| tasks.split_off(at));
         let mut ended = false;
         for task in tasks {
-            ended = inner.response_duplex_vec(vec![task]).await?;
+            left -= len(&task);
+            more_follows(client.stream(), left > 0);
+            ended = client.response_duplex_vec(vec![task]).await?;
         }
-        match rest {
-            Some(mut rest) => {
-                rest.insert(0, HttpTask::Body(None, false));
-                inner.response_duplex_vec(rest).await
+        match failed {
+            Some(mut failed) => {
+                failed.insert(0, HttpTask::Body(None, false));
+                client.response_duplex_vec(failed).await
             }
             None => Ok(ended),
         }
@@ -450,8 +464,7 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         self.announce_end();
-        let begins = tasks.iter().any(|task| matches!(task, HttpTask::Header(..)));
-        if begins && !(self.is_given_out() && self.underway.is_none()) {
+        if begins(&tasks) && !(self.is_given_out() && self.underway.is_none()) {
             // The rest of the upload, if the answer ends before it, is not read as a request.
             self.inner_mut().set_keepalive(None);
         }
@@ -461,6 +474,13 @@ impl CustomSession for Replay {
         }
         let ended = self.write(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
+        if !ended
+            && !self.is_given_out()
+            && let ServerSession::H1(client) = self.inner()
+        {
+            // A client that never stops sending would never be listened to in vain, which is when its connection is flushed.
+            flush(client.stream());
+        }
         if ended && !(self.is_given_out() && self.underway.is_none()) {
             return Err(Error::because(ErrorType::ConnectionClosed, "in mid-upload", Answered));
         }

@@ -147,7 +147,7 @@ async fn head(stream: &mut Stream, mut shutdown: ShutdownWatch, deadline: Durati
     if !matches!(first, Ok(Ok(1..))) {
         return Err(Ended::Quietly);
     }
-    // Most heads come whole.
+    // Most heads come whole, and nobody looks at the clock for them.
     let mut late = None;
     let mut reader = Reader::new(Limits::default());
     loop {

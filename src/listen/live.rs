@@ -5,15 +5,15 @@
 //! as it arrives, and the length stays. And a client that takes nothing for too long is let go, however slowly it
 //! may read otherwise.
 //!
-//! Until then a head waits for the body behind it, and both go out at once: each write is a packet, a system call and
-//! a wake-up at the other end.
+//! What is written in one go goes out in one go, where the writer says that more follows ([`more_follows`]): each write
+//! is a packet, a system call and a wake-up at the other end.
 //!
 //! A connection that has been switched to another protocol is taken out of Pingora's hands ([`take`]), which keep a
 //! closed one.
 
-use std::future::poll_fn;
 use std::io::IoSlice;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -27,14 +27,14 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// What every HTTP/2 client begins with (RFC 9113 §3.4), in bytes.
 const GREETING_BYTES: usize = 24;
 /// The id of a connection that was taken: no descriptor's.
 const CLOSED: UniqueIDType = -1;
-/// So many bytes wait to be flushed, or for more to go with: a head, and what the provider sent along with its own.
+/// So many bytes wait for more to go with: a head, and what the provider sent along with its own.
 const WAITING_BYTES_MAX: usize = 8 * 1024;
 
 /// Wraps `stream`. `stall`: how long the client may take nothing at all.
@@ -45,6 +45,21 @@ pub fn live(stream: Stream, stall: Duration) -> Stream {
 /// The same for HTTP/2, whose client has to begin within `greeting`: Pingora would wait for it without end.
 pub fn live_h2(stream: Stream, stall: Duration, greeting: Duration) -> Stream {
     Box::new(Live::new(stream, stall, Some((GREETING_BYTES, Box::pin(sleep(greeting))))))
+}
+
+/// Says that the next write waits for one behind it, which has to come; or, `false`, that it does not.
+pub fn more_follows(stream: &Stream, follows: bool) {
+    if let Some(live) = stream.as_ref().as_any().downcast_ref::<Live>() {
+        live.more_follows.store(follows, Ordering::Relaxed);
+    }
+}
+
+/// Flushes what was written, as far as that can be done at once: for when the reader has too much to read to go idle.
+pub fn flush(stream: &Stream) {
+    let Some(live) = stream.as_ref().as_any().downcast_ref::<Live>() else { return };
+    if let Some(stream) = live.held().as_mut() {
+        let _ = Pin::new(stream).poll_flush(&mut Context::from_waker(noop_waker_ref()));
+    }
 }
 
 /// Takes the connection out of its wrapper. What is left is closed: it reads nothing, and takes nothing. `None`: it was
@@ -64,6 +79,8 @@ pub fn give(stream: &Stream, connection: Stream) {
 struct Live {
     /// `None`: it was taken.
     inner: Mutex<Option<Stream>>,
+    /// The next write waits for the one behind it.
+    more_follows: AtomicBool,
     /// Written, and not handed on.
     waiting: BytesMut,
     /// Bytes were written that may still be in a buffer, ours or another.
@@ -83,8 +100,15 @@ impl std::fmt::Debug for Live {
 
 impl Live {
     fn new(stream: Stream, stall: Duration, greeting: Option<(usize, Pin<Box<Sleep>>)>) -> Self {
-        let inner = Mutex::new(Some(stream));
-        Self { inner, waiting: BytesMut::new(), unflushed: false, stall, stalled: None, greeting }
+        Self {
+            inner: Mutex::new(Some(stream)),
+            more_follows: AtomicBool::new(false),
+            waiting: BytesMut::new(),
+            unflushed: false,
+            stall,
+            stalled: None,
+            greeting,
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Stream>> {
@@ -99,7 +123,7 @@ impl Live {
     /// Hands on what waits, and `more` behind it. Ready with the bytes of `more` that were taken, when nothing waits any
     /// more.
     fn poll_hand_on(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<std::io::Result<usize>> {
-        let Self { inner, waiting, .. } = self;
+        let Self { inner, waiting, stalled, .. } = self;
         let stream = inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
         let Some(mut stream) = stream.map(Pin::new) else {
             return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into()));
@@ -112,6 +136,7 @@ impl Live {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
             }
             waiting.advance(ours);
+            *stalled = None;
             if waiting.is_empty() {
                 // An idle connection keeps no room for it.
                 *waiting = BytesMut::new();
@@ -174,7 +199,8 @@ impl AsyncRead for Live {
 impl AsyncWrite for Live {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
-        if self.waiting.len() + buf.len() <= WAITING_BYTES_MAX && self.stream().is_some() {
+        let waits = std::mem::take(self.more_follows.get_mut());
+        if waits && self.waiting.len() + buf.len() <= WAITING_BYTES_MAX && self.stream().is_some() {
             self.waiting.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
@@ -229,11 +255,7 @@ impl Drop for Live {
 #[async_trait]
 impl Shutdown for Live {
     async fn shutdown(&mut self) {
-        poll_fn(|cx| Pin::new(&mut *self).poll_flush(cx)).await.ok();
-        let stream = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut();
-        if let Some(stream) = stream {
-            stream.shutdown().await;
-        }
+        AsyncWriteExt::shutdown(self).await.ok();
     }
 }
 
@@ -280,7 +302,7 @@ mod tests {
     use pingora_core::protocols::l4::stream::Stream as L4Stream;
     use proptest::prelude::{prop_assert_eq, proptest};
     use std::collections::VecDeque;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncReadExt as _;
     use tokio::net::{TcpListener, TcpStream};
 
     async fn pair(stall: Duration) -> (Stream, TcpStream) {
@@ -386,8 +408,10 @@ mod tests {
             (&[0, 4, 0], &[4, WAITING_BYTES_MAX]),
         ] {
             let (mut server, writes) = Wire::live(takes);
-            server.write_all(b"he").await.expect("written");
-            server.write_all(b"ad").await.expect("written");
+            for part in [b"he", b"ad"] {
+                more_follows(&server, true);
+                server.write_all(part).await.expect("written");
+            }
             assert!(writes.lock().expect("whole").is_empty(), "nothing is behind it yet");
             server.write_all(&body).await.expect("written");
             server.flush().await.expect("flushed");
@@ -398,26 +422,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_waits_unless_more_is_to_follow() {
+        let (mut server, writes) = Wire::live(&[]);
+        for (part, follows) in [(b"1", false), (b"2", true), (b"3", false), (b"4", false)] {
+            more_follows(&server, follows);
+            server.write_all(part).await.expect("written");
+        }
+        more_follows(&server, true);
+        more_follows(&server, false);
+        server.write_all(b"5").await.expect("written");
+        assert_eq!(*writes.lock().expect("whole"), [&b"1"[..], b"23", b"4", b"5"]);
+    }
+
+    #[tokio::test]
     async fn what_waits_is_not_lost_with_its_connection() {
         let (mut server, writes) = Wire::live(&[]);
+        more_follows(&server, true);
         server.write_all(b"head").await.expect("written");
         assert!(take(&server).is_none(), "its bytes would be lost");
         drop(server);
         assert_eq!(writes.lock().expect("whole").concat(), b"head");
         let (mut server, writes) = Wire::live(&[0, 1, 0]);
+        more_follows(&server, true);
         server.write_all(b"head").await.expect("written");
         pingora_core::protocols::Shutdown::shutdown(server.as_mut()).await;
         assert_eq!(writes.lock().expect("whole").concat(), b"head");
         let (mut server, writes) = Wire::live(&[0, 1, 0]);
+        more_follows(&server, true);
         server.write_all(b"head").await.expect("written");
-        tokio::io::AsyncWriteExt::shutdown(&mut server).await.expect("shut down");
+        AsyncWriteExt::shutdown(&mut server).await.expect("shut down");
         assert_eq!(writes.lock().expect("whole").concat(), b"head");
     }
 
     proptest! {
         #[test]
         fn everything_goes_out_once_and_in_order(
-            writes in proptest::collection::vec((0usize..WAITING_BYTES_MAX * 2, 0u8..4), 0..12),
+            writes in proptest::collection::vec((0usize..WAITING_BYTES_MAX, 0u8..5), 0..12),
             takes in proptest::collection::vec(0usize..WAITING_BYTES_MAX, 0..20),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("built");
@@ -426,6 +466,7 @@ mod tests {
                 let mut sent = Vec::new();
                 for (at, (len, then)) in (1u8..).zip(writes) {
                     let piece = vec![at; len];
+                    more_follows(&server, then > 1);
                     match then {
                         0 => {
                             server.write_all(&piece).await.expect("written");

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::{PATH, ask, conf, echo, sized};
+use super::{ONE_KEY, PATH, ask, conf, echo, passing, provider, sized};
+use crate::support::client::find;
 use crate::support::form::Framing;
-use crate::support::{Gateway, KEY, Vendor};
+use crate::support::{Gateway, KEY, Vendor, soon};
 
 /// A vendor that sends a piece of its answer each time it is told to.
 async fn told(gate: &Arc<Semaphore>) -> Vendor {
@@ -66,6 +69,54 @@ async fn an_answer_leaves_as_it_arrives() {
                 client.sees(piece).await;
             }
         }
+    }
+}
+
+/// Takes an upload more slowly than anybody sends it, and answers in the middle: one byte less than it promised.
+async fn sip(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.expect("accepts");
+        let mut heard = Vec::new();
+        while heard.len() < 100_000 {
+            assert_ne!(stream.read_buf(&mut heard).await.expect("readable"), 0, "an upload");
+        }
+        let head = String::from_utf8_lossy(&heard).into_owned();
+        let len = head.split("x-len: ").nth(1).and_then(|rest| rest.split('\r').next()).expect("named");
+        let len: usize = len.parse().expect("a number");
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", len + 1);
+        stream.write_all(&[head.as_bytes(), &vec![b'a'; len]].concat()).await.expect("sent");
+        while let Ok(1..) = stream.read(&mut [0; 512]).await {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// Also while the client never stops sending.
+#[tokio::test]
+async fn an_answer_in_mid_upload_leaves_as_it_arrives() {
+    let socket = TcpSocket::new_v4().expect("made");
+    socket.set_recv_buffer_size(16 * 1024).expect("set");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+    let listener = socket.listen(8).expect("listens");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(sip(listener));
+    let gateway = Gateway::spawn(passing().with(&provider("openai", "openai", port, ONE_KEY))).await;
+    for len in [5, 1000, 4000, 7000, 20_000, 100_000] {
+        let (mut reader, mut writer) = TcpStream::connect(gateway.addr()).await.expect("connects").into_split();
+        let head = ask(&format!("POST {PATH}"), &format!("X-Len: {len}\r\nContent-Length: 1000000000\r\n"), "");
+        writer.write_all(head.as_ref()).await.expect("sent");
+        let sending = tokio::spawn(async move { while writer.write_all(&[0; 64 * 1024]).await.is_ok() {} });
+        let mut heard = Vec::new();
+        let body = |heard: &[u8]| find(heard, b"\r\n\r\n").map_or(0, |at| heard.len() - at - 4);
+        let arrives = async {
+            while body(&heard) < len {
+                assert_ne!(reader.read_buf(&mut heard).await.expect("readable"), 0, "{len}: closed");
+            }
+        };
+        soon(&format!("{len} bytes"), arrives).await;
+        sending.abort();
     }
 }
 

@@ -1,6 +1,6 @@
 # `make run` and `make test` set up what is missing; both work on a fresh Debian with make, curl and rustup's stable Rust.
 
-.PHONY: run test bench soak
+.PHONY: run test bench soak fuzz
 
 # The gateway with a provider that really speaks and hears, on loopback: prints requests to paste.
 run:
@@ -14,7 +14,12 @@ test:
 	tests/clients/install
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked
+	cargo test --locked --package aulos --package aulos-fuzz
+
+# What a fuzzer makes up for the scanners, a minute each.
+fuzz:
+	deploy/setup build fuzz
+	tests/fuzz/run
 
 # Measures, on loopback, for some five minutes: beside a bare Pingora proxy, nginx and HAProxy.
 bench:

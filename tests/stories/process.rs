@@ -676,6 +676,17 @@ async fn route_says_what_would_become_of_a_request() {
     assert!(text(&output.stdout).contains(&healthy), "{}", text(&output.stdout));
 }
 
+/// The allocator takes its settings by the name of a symbol, and says at the end which it has.
+#[tokio::test]
+async fn memory_that_was_freed_is_given_back_after_a_second() {
+    let dir = scratch();
+    let mut asked = command(&dir);
+    let output = asked.arg("--version").env("_RJEM_MALLOC_CONF", "stats_print:true").output().await.expect("runs");
+    let said = text(&output.stderr);
+    assert!(said.contains("opt.dirty_decay_ms: 1000 "), "{said}");
+    std::fs::remove_dir_all(dir).ok();
+}
+
 #[tokio::test]
 async fn help_and_version_are_there_and_show_nobodys_key() {
     let dir = scratch();

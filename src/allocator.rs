@@ -5,8 +5,8 @@
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What was freed goes back to the system after a second. In the ten of the default a wave of clients would come to stand
-/// beside what the one before it has left. (Options: jemalloc's manual, "tuning".)
+/// What was freed goes back to the system within a second, as long as anything is allocated. In the ten of the default a
+/// wave of clients would come to stand beside what the one before it has left. (Options: jemalloc's manual, "tuning".)
 #[used]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static SETTINGS: &[u8; 20] = b"dirty_decay_ms:1000\0";

@@ -84,10 +84,10 @@ impl fmt::Debug for KeyHash {
 /// Text for a record or a log: at most `max` bytes, cut at a character, control characters replaced.
 pub fn printable(text: &[u8], max: usize) -> String {
     // All bytes at once, which is cheaper than to stop at the first odd one: most text has none.
-    let is_plain = !text.iter().fold(false, |odd, byte| odd | !(b' '..=b'~').contains(byte));
-    if let Ok(text) = str::from_utf8(text)
-        && is_plain
-        && text.len() <= max
+    let is_plain = || !text.iter().fold(false, |odd, byte| odd | !(b' '..=b'~').contains(byte));
+    if text.len() <= max
+        && is_plain()
+        && let Ok(text) = str::from_utf8(text)
     {
         return text.to_owned();
     }

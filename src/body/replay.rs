@@ -304,6 +304,11 @@ impl Replay {
         self.position == self.intake.len() && self.inner_mut().is_body_done()
     }
 
+    /// Whether the whole body has left.
+    fn is_sent(&mut self) -> bool {
+        self.is_given_out() && self.underway.is_none()
+    }
+
     /// A piece that goes out, and is counted until it has left.
     fn given_out(&mut self, piece: Bytes) -> Bytes {
         self.pieces += 1;
@@ -345,22 +350,24 @@ impl Replay {
     }
 
     /// Writes a part of the answer; whether that was its end. Over HTTP/1 Pingora copies pieces that come together into
-    /// one, which is worth it for small ones, and gives the head a packet of its own, which is not.
+    /// one, which is worth it for small ones, and gives a head with a length a packet of its own, which is not.
     async fn write(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
         let client = match self.inner_mut() {
             ServerSession::H1(client) => client,
             other => return other.response_duplex_vec(tasks).await,
         };
+        // An error flushes what stands before it, but only in its company.
+        let failed = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_)));
         let mut left: usize = tasks.iter().map(len).sum();
         if left <= COPIED_BYTES_MAX {
-            more_follows(client.stream(), left > 0 && begins(&tasks));
+            more_follows(client.stream(), left > 0 && failed.is_none() && begins(&tasks));
             let ended = client.response_duplex_vec(tasks).await;
             more_follows(client.stream(), false);
             return ended;
         }
-        // An error flushes what stands before it, but only in its company.
-        let failed = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_))).map(|at| tasks.split_off(at));
+        let failed = failed.map(|at| tasks.split_off(at));
         let mut ended = false;
+        left -= failed.iter().flatten().map(len).sum::<usize>();
         for task in tasks {
             left -= len(&task);
             more_follows(client.stream(), left > 0);
@@ -464,7 +471,7 @@ impl CustomSession for Replay {
             return Ok(false);
         }
         self.announce_end();
-        if begins(&tasks) && !(self.is_given_out() && self.underway.is_none()) {
+        if begins(&tasks) && !self.is_sent() {
             // The rest of the upload, if the answer ends before it, is not read as a request.
             self.inner_mut().set_keepalive(None);
         }
@@ -475,13 +482,13 @@ impl CustomSession for Replay {
         let ended = self.write(tasks).await?;
         self.waiting = Waiting::More(Instant::now());
         if !ended
-            && !self.is_given_out()
+            && !self.is_sent()
             && let ServerSession::H1(client) = self.inner()
         {
-            // A client that never stops sending would never be listened to in vain, which is when its connection is flushed.
+            // The connection is flushed when its client falls silent, which one that uploads may never do.
             flush(client.stream());
         }
-        if ended && !(self.is_given_out() && self.underway.is_none()) {
+        if ended && !self.is_sent() {
             return Err(Error::because(ErrorType::ConnectionClosed, "in mid-upload", Answered));
         }
         Ok(ended)

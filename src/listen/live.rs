@@ -1,12 +1,12 @@
 //! A client's connection, for audio that is made while it is heard.
 //!
 //! Pingora flushes an answer with a length only at its end, or when a buffer is full. Here the connection is
-//! flushed whenever its reader has nothing to read, which is when the proxy has nothing to do: each piece goes out
+//! flushed whenever it is read from, which is when the proxy has nothing else to do: each piece goes out
 //! as it arrives, and the length stays. And a client that takes nothing for too long is let go, however slowly it
 //! may read otherwise.
 //!
-//! What is written in one go goes out in one go, where the writer says that more follows ([`more_follows`]): each write
-//! is a packet, a system call and a wake-up at the other end.
+//! What is written in one go goes out in one go, where the writer says that more follows ([`more_follows`]) and does not
+//! flush in between: each write is a packet, a system call and a wake-up at the other end.
 //!
 //! A connection that has been switched to another protocol is taken out of Pingora's hands ([`take`]), which keep a
 //! closed one.
@@ -54,7 +54,7 @@ pub fn more_follows(stream: &Stream, follows: bool) {
     }
 }
 
-/// Flushes what was written, as far as that can be done at once: for when the reader has too much to read to go idle.
+/// Flushes what was written, as far as that can be done at once: for when nobody reads.
 pub fn flush(stream: &Stream) {
     let Some(live) = stream.as_ref().as_any().downcast_ref::<Live>() else { return };
     if let Some(stream) = live.held().as_mut() {
@@ -186,9 +186,10 @@ impl AsyncRead for Live {
                 return Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the client says nothing")));
             }
         }
-        if read.is_pending()
-            && self.unflushed
+        // Also where there is something to read: what could not go out before is not to wait for silence.
+        if self.unflushed
             && let Poll::Ready(Err(error)) = self.poll_flush_all(cx)
+            && read.is_pending()
         {
             return Poll::Ready(Err(error));
         }

@@ -678,7 +678,7 @@ async fn route_says_what_would_become_of_a_request() {
 
 /// The allocator takes its settings by the name of a symbol, and says at the end which it has.
 #[tokio::test]
-async fn memory_that_was_freed_is_given_back_after_a_second() {
+async fn freed_memory_is_kept_for_a_second() {
     let dir = scratch();
     let mut asked = command(&dir);
     let output = asked.arg("--version").env("_RJEM_MALLOC_CONF", "stats_print:true").output().await.expect("runs");

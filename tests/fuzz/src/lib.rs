@@ -17,13 +17,13 @@ use wire::head::{Body, Head, Limits, Reader};
 use wire::multipart::{Boundary, Part, Want};
 use wire::{json, multipart, path};
 
-/// What panics for bytes that break it.
-pub type Law = fn(&[u8]);
+/// What panics for bytes that break it. Gives whether the scanner accepts them.
+pub type Law = fn(&[u8]) -> bool;
 
 /// The laws, by the names of their seeds.
 pub const LAWS: [(&str, Law); 4] = [("form", form), ("head", head), ("json", json), ("path", path)];
 
-/// The first byte says where the network cuts the rest: nowhere, after every byte, or every so many bytes.
+/// The first byte says into pieces of how many bytes the network cuts the rest; at least one.
 fn cuts(input: &[u8]) -> (&[u8], usize) {
     match input.split_first() {
         Some((&size, rest)) => (rest, usize::from(size)),
@@ -40,7 +40,7 @@ fn same_however_cut<T: PartialEq + Debug>(input: &[u8], size: usize, run: impl F
 }
 
 /// A head that passes is read by a lenient parser in the same way, as far as framing goes.
-pub fn head(input: &[u8]) {
+pub fn head(input: &[u8]) -> bool {
     let (input, size) = cuts(input);
     let read = same_however_cut(input, size, |pieces| {
         let mut reader = Reader::new(Limits::default());
@@ -54,9 +54,9 @@ pub fn head(input: &[u8]) {
         }
         Ok(None)
     });
-    if let Ok(Some(head)) = read {
-        is_read_alike(input, &head);
-    }
+    let Ok(Some(head)) = read else { return false };
+    is_read_alike(input, &head);
+    true
 }
 
 fn is_read_alike(input: &[u8], head: &Head) {
@@ -85,7 +85,7 @@ type Keys = HashMap<String, IgnoredAny>;
 
 /// A body is one JSON object to the scanner where it is one to `serde_json`, but for the scanner's limits and keys that
 /// stand twice; and its members stand where it says.
-pub fn json(input: &[u8]) {
+pub fn json(input: &[u8]) -> bool {
     let (input, size) = cuts(input);
     let found = same_however_cut(input, size, |pieces| {
         let mut scanner = json::Scanner::new();
@@ -98,6 +98,7 @@ pub fn json(input: &[u8]) {
         (Ok(members), theirs) => {
             let theirs = theirs.expect("what passes is an object");
             assert_eq!(members.iter().map(|member| &member.key).collect::<HashSet<_>>(), theirs.keys().collect());
+            assert_eq!(members.len(), theirs.len(), "a key stands twice");
             for member in members {
                 let raw = &input[member.value];
                 assert_eq!(raw.trim_ascii(), raw);
@@ -105,19 +106,22 @@ pub fn json(input: &[u8]) {
                 assert_eq!(json::text(raw).as_deref(), value.as_ref().and_then(serde_json::Value::as_str));
                 assert!(serde_json::from_slice::<IgnoredAny>(raw).is_ok(), "a span is a value");
             }
+            true
         }
         (Err(json::Fault::Syntax { reason, .. }), Some(_)) => {
             assert!(["nested too deeply", "too many members", "key too long"].contains(&reason), "{reason}");
+            false
         }
-        (Err(_), _) => {}
+        (Err(_), _) => false,
     }
 }
 
 /// The boundary of the form in every input.
 const BOUNDARY: &str = "b";
 
-/// The parts of a form are where its delimiters are, no delimiter is inside one, and nothing is passed on too early.
-pub fn form(input: &[u8]) {
+/// The parts of a form are where its delimiters are, no delimiter is inside one, and a field is not passed on before it is
+/// whole.
+pub fn form(input: &[u8]) -> bool {
     let (input, size) = cuts(input);
     let boundary = Boundary::parse(&format!("multipart/form-data; boundary={BOUNDARY}")).expect("a boundary");
     let want = |name: &str| match name {
@@ -133,19 +137,24 @@ pub fn form(input: &[u8]) {
             let result = scanner.push(piece);
             pushed += piece.len() as u64;
             assert!(before <= scanner.settled() && scanner.settled() <= pushed);
+            let is_open = |part: &&Part| !part.complete && part.name == "model" && part.filename.is_none();
+            let open = scanner.parts().iter().find(is_open);
+            assert!(open.is_none_or(|part| scanner.settled() < part.value.start));
             if result.is_err() {
                 break;
             }
         }
         let end = scanner.finish();
-        (end, scanner.parts().to_vec(), scanner.close_at())
+        assert!(end.is_err() || scanner.settled() == pushed, "all of a form is passed on");
+        (end, scanner.parts().to_vec(), scanner.close_at(), scanner.settled())
     };
-    let (end, parts, close_at) = same_however_cut(input, size, run);
+    let (end, parts, close_at, _) = same_however_cut(input, size, run);
     if end.is_ok() {
         let close_at = usize::try_from(close_at.expect("a form has an end")).expect("inside");
         assert!(input[close_at..].starts_with(format!("--{BOUNDARY}--").as_bytes()));
         parts.iter().for_each(|part| is_a_part(input, part));
     }
+    end.is_ok()
 }
 
 fn is_a_part(input: &[u8], part: &Part) {
@@ -165,24 +174,25 @@ fn is_a_part(input: &[u8], part: &Part) {
 const GLOBS: [&str; 4] = ["a/v1/*", "a/**/c", "**", "a/v1/x*y/z"];
 
 /// How often a server may decode a path.
-const DECODINGS: usize = 3;
+const DECODINGS: usize = 2;
 
-/// A path that passes has no dot segment, however often it is decoded, whatever is taken for a slash and with parameters or
-/// without; and what a glob allows, it would also deny.
-pub fn path(input: &[u8]) {
-    let Ok(text) = std::str::from_utf8(input) else { return };
+/// A path that passes has no dot segment, decoded or not, whatever is taken for a slash and with parameters or without; and
+/// what a glob allows, it would also deny.
+pub fn path(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
     for glob in GLOBS.map(|glob| Glob::parse(glob).expect("a glob")) {
         assert!(!glob.allows(text) || glob.denies(text), "{text}");
     }
     if path::lint(text).is_err() {
-        return;
+        return false;
     }
     let mut decoded = text.as_bytes().to_vec();
-    for _ in 0..DECODINGS {
+    for _ in 0..=DECODINGS {
         for segment in decoded.split(|byte| b"/\\".contains(byte)) {
             let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
             assert!(!matches!(name, b"." | b".."), "{text}");
         }
         decoded = percent_decode(&decoded).collect();
     }
+    true
 }

@@ -14,15 +14,19 @@ fn files(dir: &str) -> Vec<(String, Vec<u8>)> {
     found
 }
 
+/// The seeds that a scanner refuses.
+const REFUSED: [&str; 4] = ["smuggled", "twice", "marked", "dots"];
+
 #[test]
 fn every_law_holds_for_its_seeds() {
     for (name, law) in aulos_fuzz::LAWS {
         for (seed, bytes) in files(&format!("seeds/{name}")) {
-            println!("{name}: {seed}");
-            law(&bytes);
-            let Some((_, rest)) = bytes.split_first() else { continue };
-            for size in 0..=u8::MAX {
-                law(&[&[size], rest].concat());
+            let passes = !REFUSED.contains(&seed.as_str());
+            assert_eq!(law(&bytes), passes, "{name}: {seed}");
+            // Paths come whole.
+            let Some((_, rest)) = bytes.split_first().filter(|_| name != "path") else { continue };
+            for size in 1..=u8::MAX {
+                assert_eq!(law(&[&[size], rest].concat()), passes, "{name}: {seed} in pieces of {size}");
             }
         }
     }
@@ -30,10 +34,11 @@ fn every_law_holds_for_its_seeds() {
 
 #[test]
 fn the_law_of_heads_holds_for_what_clients_sent() {
-    for (capture, bytes) in files("../data/captures") {
-        println!("{capture}");
-        for size in [0, 1, 7, 255] {
-            aulos_fuzz::head(&[&[size], &bytes[..bytes.len().min(8192)]].concat());
+    let is_one = |(name, _): &(String, Vec<u8>)| name.ends_with(".http");
+    for (capture, bytes) in files("../data/captures").into_iter().filter(is_one) {
+        for size in [1, 7, 255] {
+            let passes = aulos_fuzz::head(&[&[size], &bytes[..bytes.len().min(8192)]].concat());
+            assert!(passes, "{capture} in pieces of {size}");
         }
     }
 }

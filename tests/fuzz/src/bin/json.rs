@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| aulos_fuzz::json(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    aulos_fuzz::json(input);
+});

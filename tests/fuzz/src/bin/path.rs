@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| aulos_fuzz::path(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    aulos_fuzz::path(input);
+});

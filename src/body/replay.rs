@@ -358,7 +358,7 @@ impl Replay {
         };
         // An error flushes what stands before it, but only in its company.
         let failed = tasks.iter().position(|task| matches!(task, HttpTask::Failed(_)));
-        let mut left: usize = tasks.iter().map(len).sum();
+        let mut left: usize = tasks.iter().take(failed.unwrap_or(tasks.len())).map(len).sum();
         if left <= COPIED_BYTES_MAX {
             more_follows(client.stream(), left > 0 && failed.is_none() && begins(&tasks));
             let ended = client.response_duplex_vec(tasks).await;
@@ -367,7 +367,6 @@ impl Replay {
         }
         let failed = failed.map(|at| tasks.split_off(at));
         let mut ended = false;
-        left -= failed.iter().flatten().map(len).sum::<usize>();
         for task in tasks {
             left -= len(&task);
             more_follows(client.stream(), left > 0);

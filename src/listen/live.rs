@@ -148,6 +148,15 @@ impl Live {
         if more.is_empty() { Poll::Ready(Ok(0)) } else { stream.poll_write(cx, more) }
     }
 
+    /// Ready when nothing waits, or the client takes nothing.
+    fn poll_none_waits(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.waiting.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let handed_on = self.poll_hand_on(cx, &[]).map_ok(|_| ());
+        self.timed(cx, handed_on)
+    }
+
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         if !self.waiting.is_empty() {
             ready!(self.poll_hand_on(cx, &[]))?;
@@ -215,10 +224,7 @@ impl AsyncWrite for Live {
         bufs: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         self.unflushed = true;
-        if !self.waiting.is_empty() {
-            let handed_on = self.poll_hand_on(cx, &[]);
-            ready!(self.timed(cx, handed_on))?;
-        }
+        ready!(self.poll_none_waits(cx))?;
         let Some(stream) = self.stream() else { return Poll::Ready(Err(std::io::ErrorKind::NotConnected.into())) };
         let written = stream.poll_write_vectored(cx, bufs);
         self.timed(cx, written)
@@ -234,10 +240,7 @@ impl AsyncWrite for Live {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if !self.waiting.is_empty() {
-            let handed_on = self.poll_hand_on(cx, &[]);
-            ready!(self.timed(cx, handed_on))?;
-        }
+        ready!(self.poll_none_waits(cx))?;
         let Some(stream) = self.stream() else { return Poll::Ready(Ok(())) };
         let shut = stream.poll_shutdown(cx);
         self.timed(cx, shut)
